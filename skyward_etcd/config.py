@@ -1,0 +1,52 @@
+"""What can be set from outside: environment variables, read here and nowhere else, and the time limits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Limits", "cache_dir", "endpoints", "etcd_binary", "namespace", "secret"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long things may take, in seconds, and how large they may be, in bytes."""
+
+    call_s: float = 3.0
+    """One request to one member. A member that is cut off would take 7 s to say so: we switch before."""
+    operation_s: float = 30.0
+    """One request with all its repetitions, at all members. Waiting for others is not bound by it."""
+    ttl_s: float = 15.0
+    """The session's lease: how long a dead process keeps its locks, claims and barrier places."""
+    value_bytes: int = 1 << 20
+    """One encoded value. etcd refuses requests over 1.5 MiB."""
+
+
+def endpoints() -> tuple[str, ...]:
+    """``SKYWARD_ETCD_ENDPOINTS``: ``host:port`` of the members, separated by commas."""
+    return tuple(part.strip() for part in os.environ.get("SKYWARD_ETCD_ENDPOINTS", "").split(",") if part.strip())
+
+
+def namespace() -> str:
+    """``SKYWARD_ETCD_NAMESPACE``: keeps programs that share a cluster apart; ``default`` if unset."""
+    return os.environ.get("SKYWARD_ETCD_NAMESPACE", "") or "default"
+
+
+def secret() -> bytes | None:
+    """``SKYWARD_ETCD_SECRET``: signs and checks pickled values; without it they are refused."""
+    text = os.environ.get("SKYWARD_ETCD_SECRET", "")
+    return text.encode() if text else None
+
+
+def etcd_binary() -> str | None:
+    """``SKYWARD_ETCD_BINARY``: the etcd to launch."""
+    return os.environ.get("SKYWARD_ETCD_BINARY") or None
+
+
+def cache_dir() -> Path:
+    """``SKYWARD_ETCD_CACHE``, else ``skyward-etcd`` in the user's cache directory: where ``fetch`` puts etcd."""
+    explicit = os.environ.get("SKYWARD_ETCD_CACHE")
+    if explicit:
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyward-etcd"
