@@ -1,0 +1,213 @@
+"""Plan and start a cluster's first members, all at once.
+
+Static bootstrap: every member is told the whole list, under a token that no other cluster has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from skyward_etcd.cluster import binary
+from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken, require_space
+from skyward_etcd.errors import PoolError
+
+__all__ = ["LocalCluster", "free_ports", "plan", "start_all", "voters"]
+
+_ATTEMPTS = 5
+_PLAN = "cluster.json"
+
+
+def voters(nodes: int, *, spot: bool = False) -> int:
+    """Return how many of a pool's nodes run a member: 1 below 3 nodes, else 3, and 5 of 7 or more spot nodes.
+
+    Never 2: two members fail when either does, so they are less safe than one. Five survive two losses at a time.
+
+    Raises:
+        ValueError: ``nodes`` is less than 1.
+    """
+    if nodes < 1:
+        raise ValueError(f"a pool has at least one node, not {nodes}")
+    if nodes < 3:
+        return 1
+    return 5 if spot and nodes >= 7 else 3
+
+
+def plan(members: int, directory: Path, *, durable: bool = False) -> list[MemberSpec]:
+    """Plan a new cluster on this machine, with its data under ``directory``, on ports that are free now.
+
+    Raises:
+        ValueError: the number of members is even or less than 1.
+    """
+    if members < 1 or members % 2 == 0:
+        raise ValueError(f"a cluster has 1, 3 or 5 members, not {members}: an even one is less safe, not more")
+    urls = [f"http://127.0.0.1:{port}" for port in free_ports(2 * members)]
+    cluster = {f"m{number}": urls.pop() for number in range(1, members + 1)}
+    token = secrets.token_hex(8)
+    return [
+        MemberSpec(name, directory / name, urls.pop(), peer_url, cluster, token, durable=durable)
+        for name, peer_url in cluster.items()
+    ]
+
+
+def start_all(members: Sequence[Member], timeout_s: float = 30.0) -> None:
+    """Start members side by side and wait until all are ready; if one fails, none is left running.
+
+    Raises:
+        PortTaken: one of their ports was taken meanwhile: plan again.
+        PoolError: one exited, or they are not ready in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    _require_space(members)
+    try:
+        for member in members:
+            member.start()
+        waiting = list(members)
+        while waiting := [member for member in waiting if not member.ready()]:
+            if time.monotonic() > deadline:
+                name, tail = waiting[0].spec.name, waiting[0].log_tail()
+                raise PoolError(f"etcd member {name} not ready after {timeout_s:g} s; the end of its log:\n{tail}")
+            time.sleep(0.01)
+    except BaseException:
+        for member in members:
+            member.kill()
+        raise
+
+
+def _require_space(members: Sequence[Member]) -> None:
+    """Look at the room for all of them at once: each alone would find enough."""
+    fresh = Counter(member.spec.data_dir.parent for member in members if not member.spec.data_dir.exists())
+    for directory, count in fresh.items():
+        require_space(directory, count)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that the kernel will give to nobody who does not ask for them, for a minute.
+
+    A port that is free when we look may be anybody's when etcd starts. So each gets a connection that its own side
+    closes: what remains of it (TIME_WAIT) keeps the port out of the kernel's choice, and lets a server that names the
+    port have it.
+    """
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        for _ in range(count):
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))  # with SO_REUSEADDR
+            client = stack.enter_context(socket.create_connection(server.getsockname()))
+            accepted, _ = server.accept()
+            accepted.close()
+            client.recv(1)  # the end of file: the server's side has closed first
+            ports.append(server.getsockname()[1])
+        return ports
+
+
+class LocalCluster:
+    """A cluster of 1 or 3 members on this machine, for ``with``; gone with this process, however that ends.
+
+    ``durable`` names a directory: what was written is safe on the disk there, and is found again by the next cluster
+    with the same directory. Without it the data goes with the cluster.
+    """
+
+    def __init__(
+        self, members: int = 1, *, etcd: binary.Etcd | str | Path | None = None, durable: str | Path | None = None
+    ) -> None:
+        self.members: list[Member] = []
+        self._count = members
+        self._choice = etcd.path if isinstance(etcd, binary.Etcd) else etcd
+        self._durable = durable is not None
+        self._directory = Path(durable).absolute() if durable is not None else None
+
+    @property
+    def endpoints(self) -> list[str]:
+        """``host:port`` of every member."""
+        return [member.spec.endpoint for member in self.members]
+
+    def start(self, timeout_s: float = 30.0) -> None:
+        """Start the members and wait until they are ready.
+
+        Raises:
+            BinaryNotFound: there is no etcd.
+            UnsafeEtcd: the etcd to be had cannot keep what this cluster promises.
+            PoolError: it could not be started, for the reason given.
+        """
+        etcd = binary.find(self._choice, durable=self._durable, members=self._count)
+        if not self._durable:
+            self._directory = Path(tempfile.mkdtemp(prefix="skyward-etcd-"))
+        try:
+            self._start(etcd, timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End all members: a durable cluster closes its files, of another nothing is kept."""
+        for member in self.members:
+            if self._durable:
+                member.stop()
+            else:
+                member.kill()
+        if self._directory and not self._durable:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _start(self, etcd: binary.Etcd, timeout_s: float) -> None:
+        assert self._directory
+        specs = _load(self._directory) if self._durable else None
+        if specs:
+            if len(specs) != self._count:
+                raise PoolError(f"{self._directory} holds a cluster of {len(specs)} members, not {self._count}")
+            self.members = [Member(etcd, spec) for spec in specs]
+            start_all(self.members, timeout_s)  # a taken port is an error here: members keep their addresses
+            return
+        for attempt in range(_ATTEMPTS):
+            specs = plan(self._count, self._directory, durable=self._durable)
+            if self._durable:
+                _save(self._directory, specs)
+            self.members = [Member(etcd, spec) for spec in specs]
+            try:
+                start_all(self.members, timeout_s)
+            except PortTaken:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                for spec in specs:  # those that did start know the old addresses
+                    shutil.rmtree(spec.data_dir, ignore_errors=True)
+            else:
+                return
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _save(directory: Path, specs: Sequence[MemberSpec]) -> None:
+    """Write the plan before anything is started by it, so that no data is ever without its plan."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    urls = {spec.name: [spec.client_url, spec.peer_url] for spec in specs}
+    draft = directory / f"{_PLAN}.draft"
+    draft.write_text(json.dumps({"token": specs[0].token, "members": urls}, indent=1))
+    draft.replace(directory / _PLAN)
+
+
+def _load(directory: Path) -> list[MemberSpec] | None:
+    try:
+        saved = json.loads((directory / _PLAN).read_text())
+    except FileNotFoundError:
+        return None
+    cluster = {name: peer_url for name, (_, peer_url) in saved["members"].items()}
+    return [
+        MemberSpec(name, directory / name, client_url, peer_url, cluster, saved["token"], durable=True)
+        for name, (client_url, peer_url) in saved["members"].items()
+    ]

@@ -1,0 +1,236 @@
+"""One etcd member: start, wait until ready, stop, kill.
+
+It never outlives this process, listens on the addresses of its spec only, and takes nothing from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from skyward_etcd.cluster.binary import Etcd
+from skyward_etcd.cluster.process import Supervised, launch
+from skyward_etcd.errors import PoolError
+
+__all__ = ["Member", "MemberSpec", "PortTaken", "flags", "require_space"]
+
+MEMBER_BYTES = 123_000_000
+"""What an empty member takes: two write-ahead log segments of 64 MB, reserved at once."""
+QUOTA_BYTES = 2 << 30
+_DATA = "data"
+
+
+class PortTaken(PoolError):
+    """Another process listens on one of the member's addresses: plan again and retry."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSpec:
+    """Everything that makes a member this one; plain data, sent to the node that runs it."""
+
+    name: str
+    data_dir: Path
+    """The member's own directory: etcd's data, and its log."""
+    client_url: str
+    peer_url: str
+    initial_cluster: Mapping[str, str]
+    """Name to peer URL of every member, this one included."""
+    token: str
+    """Unique per cluster, so that members of different clusters never talk to each other."""
+    state: Literal["new", "existing"] = "new"
+    durable: bool = False
+    """Write to the disk before acknowledging; without it the kernel decides, which no killed process notices."""
+
+    @property
+    def endpoint(self) -> str:
+        """``host:port`` for clients."""
+        return urlsplit(self.client_url).netloc
+
+
+class Member:
+    """An etcd process made from a binary and a spec."""
+
+    def __init__(self, etcd: Etcd, spec: MemberSpec) -> None:
+        self.etcd = etcd
+        self.spec = spec
+        self._process: Supervised | None = None
+
+    def start(self) -> None:
+        """Start the process, without waiting for it.
+
+        Raises:
+            PoolError: it runs already, or there is too little space on the disk.
+        """
+        if self.alive:
+            raise PoolError(f"etcd member {self.spec.name} is already running")
+        directory = self.spec.data_dir
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (directory / _DATA).exists():
+            require_space(directory, 1)
+        # A member is configured by its flags alone: etcd would take any other flag from ETCD_... variables.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        with self._log.open("ab") as log:
+            self._process = launch(
+                [self.etcd.path, *flags(self.etcd, self.spec)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                scratch=None if self.spec.durable else directory,
+            )
+
+    def ready(self) -> bool:
+        """Whether the member answers and its cluster has a leader.
+
+        Raises:
+            PortTaken: it exited because its address is in use.
+            PoolError: it exited for another reason, or was never started.
+        """
+        if not self.alive:
+            self._raise_exited()
+        return _healthy(self.spec.endpoint)
+
+    def wait_ready(self, timeout_s: float = 30.0) -> None:
+        """Wait until `ready`.
+
+        Raises:
+            PoolError: it exited, as `ready` says, or is not ready in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self.ready():
+            if time.monotonic() > deadline:
+                raise PoolError(f"etcd member {self.spec.name} not ready after {timeout_s:g} s:\n{self.log_tail()}")
+            time.sleep(0.01)
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Let the member hand over and close its files; kill it if that takes longer than ``timeout_s``."""
+        if self._process:
+            self._process.terminate(timeout_s)
+
+    def kill(self) -> None:
+        """End the process now, as the loss of its machine would."""
+        if self._process:
+            self._process.kill()
+
+    def send_signal(self, number: int) -> None:
+        """Send the process a signal, SIGSTOP and SIGCONT included."""
+        if self._process:
+            self._process.send_signal(number)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.alive
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the etcd process itself, not of its supervisor; None if it never ran."""
+        return self._process.pid if self._process else None
+
+    def log_tail(self, lines: int = 20) -> str:
+        """Return the last lines that etcd wrote."""
+        try:
+            with self._log.open("rb") as log:
+                log.seek(-min(self._log.stat().st_size, 1 << 16), os.SEEK_END)
+                return b"\n".join(log.read().splitlines()[-lines:]).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    @property
+    def _log(self) -> Path:
+        return self.spec.data_dir / "etcd.log"
+
+    def _raise_exited(self) -> None:
+        if self._process is None:
+            raise PoolError(f"etcd member {self.spec.name} was not started")
+        tail = self.log_tail()
+        if "address already in use" in tail:
+            raise PortTaken(f"{self.spec.client_url} or {self.spec.peer_url} of etcd member {self.spec.name} is in use")
+        code = self._process.poll()
+        raise PoolError(f"etcd member {self.spec.name} exited with {code}; the end of {self._log}:\n{tail}")
+
+
+def flags(etcd: Etcd, spec: MemberSpec) -> list[str]:
+    """Return etcd's arguments for a member, in the words of its release."""
+    heartbeat_ms, election_ms = _timing(len(spec.initial_cluster))
+    options = {
+        "name": spec.name,
+        "data-dir": spec.data_dir / _DATA,
+        "listen-client-urls": spec.client_url,
+        "advertise-client-urls": spec.client_url,
+        "listen-peer-urls": spec.peer_url,
+        "initial-advertise-peer-urls": spec.peer_url,
+        "initial-cluster": ",".join(f"{name}={url}" for name, url in spec.initial_cluster.items()),
+        "initial-cluster-token": spec.token,
+        "initial-cluster-state": spec.state,
+        "strict-reconfig-check": "true",
+        "heartbeat-interval": heartbeat_ms,
+        "election-timeout": election_ms,
+        "auto-compaction-mode": "periodic",
+        "auto-compaction-retention": "10m",
+        "quota-backend-bytes": QUOTA_BYTES,
+        "max-txn-ops": 4096,  # group commit merges many small transactions into one
+        "logger": "zap",
+        "log-outputs": "stderr",  # which is the member's log file: there also go the words of a flag that is refused
+        "log-level": "warn",
+        **_by_release(etcd),
+    }
+    if not spec.durable and etcd.version >= (3, 4, 10):
+        options["unsafe-no-fsync"] = "true"
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def require_space(directory: Path, members: int) -> None:
+    """Check that new members find room.
+
+    Raises:
+        PoolError: there is less than an empty member takes, for each of them.
+    """
+    existing = next(place for place in (directory, *directory.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < members * MEMBER_BYTES:
+        raise PoolError(
+            f"{free / 1e6:.0f} MB free at {directory}, and {members} new etcd member(s) take "
+            f"{members * MEMBER_BYTES / 1e6:.0f} MB: free some, or choose another directory (TMPDIR, durable=)"
+        )
+
+
+def _timing(members: int) -> tuple[int, int]:
+    """Heartbeat and election timeout in milliseconds.
+
+    A fresh cluster elects after a random part of the election timeout, counted in heartbeats: fine ticks make the first
+    of three come early, while a full second keeps a leader in office on a machine that is out of breath. A single
+    member has nobody to compete with.
+    """
+    return (20, 100) if members == 1 else (50, 1000)
+
+
+def _by_release(etcd: Etcd) -> dict[str, str]:
+    """The flags whose names changed: 3.6 promoted the experimental ones, 3.7 removed their old names."""
+    notify, check, every = "watch-progress-notify-interval", "corrupt-check-time", "1h"
+    if etcd.version >= (3, 6, 0):
+        return {notify: "5s", check: every, "feature-gates": "InitialCorruptCheck=true"}
+    options = {f"experimental-{check}": every, "experimental-initial-corrupt-check": "true"}
+    if etcd.version >= (3, 4, 11):
+        options[f"experimental-{notify}"] = "5s"
+    if etcd.version < (3, 5, 0):
+        options |= {"pre-vote": "true", "enable-v2": "false"}  # the later releases' defaults
+    return options
+
+
+def _healthy(endpoint: str) -> bool:
+    """Ask ``/health`` over a bare socket: http.client would take longer to import than a member to start."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0) as connection:
+            connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    except OSError:
+        return False
+    return b'"health":"true"' in answer
