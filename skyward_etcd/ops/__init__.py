@@ -1,0 +1,1 @@
+"""Algorithms without I/O: generators that yield effects and are sent their results."""

@@ -1,0 +1,242 @@
+"""A barrier that all of a generation pass, or none.
+
+Each participant puts a key of its own, on its lease, under the current generation, and all wait for one key, the
+*gate*. Whoever completes the generation opens the gate; whoever gives up, or notices that a participant has died,
+moves it on as broken. Both compare the gate, so that only one of them happens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from skyward_etcd.collections.base import Collection, check_timeout
+from skyward_etcd.errors import BrokenBarrier, Compacted
+from skyward_etcd.ops import kv
+from skyward_etcd.ops.attempt import range_, txn_repeatable
+from skyward_etcd.ops.effects import Await, Call, Identify, Identity, Later, Now, Operation, Watch, Watching
+from skyward_etcd.ops.naming import agree
+from skyward_etcd.ops.proof import Alternative, prove
+from skyward_etcd.session.session import Session
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire.methods import TXN
+
+__all__ = ["Barrier"]
+
+_REMEMBERED = 32
+"""Broken generations that the gate names, for waiters that come to look late."""
+_MOST_COMPARED = 100
+"""Up to so many arrivals are compared when the gate is opened; etcd allows 128 compares unless set otherwise."""
+
+
+class Barrier(Collection):
+    """A point that ``n`` callers reach together; then the next generation begins.
+
+    It counts calls of `wait`, so two threads of a process are two participants. If one of them times out, is
+    cancelled, or its process dies, the generation is broken for all, at once, and the next one starts fresh.
+    """
+
+    kind = "barrier"
+
+    def __init__(self, session: Session, name: str, n: int) -> None:
+        super().__init__(session, name)
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"barrier {name!r}: n={n!r}, but it takes at least one participant")
+        self.n = n
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until ``n`` callers wait; return a number from 0 to n - 1 that is different for each of them.
+
+        One round trip, two for the last to arrive, and a wake-up. ``timeout`` in seconds; ``None``: for ever.
+
+        Raises:
+            BrokenBarrier: a participant timed out (this one included), left, or died.
+        """
+        return self._run(self._wait(timeout))
+
+    async def wait_async(self, timeout: float | None = None) -> int:
+        """`wait`, without blocking the event loop."""
+        return await self._run_async(self._wait(timeout))
+
+    def reset(self) -> None:
+        """Break the generation that is waited for, if any, and begin the next."""
+        self._run(self._reset())
+
+    async def reset_async(self) -> None:
+        """`reset`, without blocking the event loop."""
+        await self._run_async(self._reset())
+
+    def waiting(self) -> int:
+        """Return how many wait now. Two round trips."""
+        return self._run(self._waiting())
+
+    async def waiting_async(self) -> int:
+        """`waiting`, without blocking the event loop."""
+        return await self._run_async(self._waiting())
+
+    # ---- the algorithms
+
+    def _wait(self, timeout: float | None) -> Operation[int]:
+        check_timeout(timeout)
+        yield from agree(self._session, self.kind, self.name, {"n": self.n})
+        deadline = None if timeout is None else (yield Now()) + timeout
+        sessions = self._session.layout.sessions
+        # Both are live before we arrive: neither the opening nor a death can go unnoticed.
+        moves: Watching = yield Watch(self._gate_key)
+        try:
+            deaths: Watching = yield Watch(sessions, kv.prefix_end(sessions))
+            try:
+                while True:
+                    gate, rank = yield from self._arrive()
+                    if rank == self.n - 1:
+                        yield from self._open(gate)
+                    yield from self._pass(gate, rank, deadline, moves, deaths)
+                    if rank < self.n:
+                        return rank
+                    # Others completed that generation without us: we belong to the next.
+            except BrokenBarrier:
+                raise
+            except BaseException:
+                yield Later(Call(TXN, self._breaking(self._known_gate())))
+                raise
+            finally:
+                deaths.close()
+        finally:
+            moves.close()
+
+    def _arrive(self) -> Operation[tuple[_Gate, int]]:
+        """Put our arrival under the current generation. Return its gate, and how many had arrived before us."""
+        while True:
+            gate = self._known_gate()
+            identity: Identity = yield Identify()
+            arrivals = self._arrivals(gate)
+            mine = arrivals + f"{identity.id}.{identity.serial():09d}".encode()
+            everyone = kv.get(arrivals, kv.prefix_end(arrivals), keys_only=True)
+            arrive = Alternative(
+                (gate.is_unmoved(self._gate_key),), (kv.put(mine, self._who(), lease=identity.lease), everyone)
+            )
+            outcome = yield from prove([arrive], otherwise=(kv.get(self._gate_key),), what=self._what)
+            if outcome.taken is None:
+                yield from self._read_gate()
+                continue
+            if outcome.responses is not None:
+                there: Iterable[pb.KeyValue] = outcome.responses[1].response_range.kvs
+            else:
+                past = pb.RangeRequest(
+                    key=arrivals, range_end=kv.prefix_end(arrivals), keys_only=True, revision=outcome.revision
+                )
+                there = (yield from range_(past, seen=0)).kvs
+            gate.arrivals = [key for _, key in sorted((other.create_revision, other.key) for other in there)]
+            return gate, gate.arrivals.index(mine)
+
+    def _pass(
+        self, gate: _Gate, rank: int, deadline: float | None, moves: Watching, deaths: Watching
+    ) -> Operation[None]:
+        """Wait until the gate has moved beyond this generation; break it when somebody dies or the time is over."""
+        now = (yield from self._read_gate()) if rank == self.n - 1 else gate
+        in_time = True
+        while now.generation <= gate.generation:
+            in_time = yield Await(deadline, (moves, deaths))
+            if not in_time or (deaths.is_set() and (yield from self._has_lost_one(gate, deaths.take()))):
+                yield from txn_repeatable(self._breaking(gate))
+                now = yield from self._read_gate()
+            elif moves.is_set():
+                now = self._newest(moves.take()) or (yield from self._read_gate())
+        if gate.generation in now.broken:
+            why = "a participant died, left, or timed out" if in_time else f"not all {self.n} came in time"
+            raise BrokenBarrier(f"{self._what}: generation {gate.generation} is broken for all: {why}")
+
+    def _has_lost_one(self, gate: _Gate, events: Sequence[pb.Event]) -> Operation[bool]:
+        """Tell whether a session that ended had arrived. What it held went in one revision: look at the one before."""
+        arrivals = self._arrivals(gate)
+        ended = {event.kv.key.rpartition(b"/")[2] for event in events if event.type == pb.Event.DELETE}
+        before = events[0].kv.mod_revision - 1 if events else 0
+        if events and not ended:
+            return False
+        request = pb.RangeRequest(key=arrivals, range_end=kv.prefix_end(arrivals), keys_only=True, revision=before)
+        try:
+            present = {found.key for found in (yield from range_(request, seen=0)).kvs}
+        except Compacted:
+            return True
+        if not events:  # the watch may have missed some: at least those whom we saw must be there
+            return not present.issuperset(gate.arrivals)
+        return any(key.removeprefix(arrivals).partition(b".")[0] in ended for key in present)
+
+    def _open(self, gate: _Gate) -> Operation[None]:
+        """Let the generation pass, if all who arrived still live. Sent twice, it does nothing the second time."""
+        compares = [gate.is_unmoved(self._gate_key)]
+        if self.n <= _MOST_COMPARED:
+            compares += [kv.present(arrival) for arrival in gate.arrivals]
+        yield from txn_repeatable(kv.txn(compares, self._moving(gate, _Gate(gate.generation + 1, gate.broken))))
+
+    def _breaking(self, gate: _Gate) -> pb.TxnRequest:
+        broken = (*gate.broken, gate.generation)[-_REMEMBERED:]
+        return kv.txn((gate.is_unmoved(self._gate_key),), self._moving(gate, _Gate(gate.generation + 1, broken)))
+
+    def _moving(self, gate: _Gate, to: _Gate) -> tuple[pb.RequestOp, ...]:
+        arrivals = self._arrivals(gate)
+        return kv.put(self._gate_key, to.text()), kv.delete(arrivals, kv.prefix_end(arrivals))
+
+    def _reset(self) -> Operation[None]:
+        if (yield from self._waiting()):
+            yield from txn_repeatable(self._breaking(self._known_gate()))
+
+    def _waiting(self) -> Operation[int]:
+        yield from agree(self._session, self.kind, self.name, {"n": self.n})
+        arrivals = self._arrivals((yield from self._read_gate()))
+        request = pb.RangeRequest(key=arrivals, range_end=kv.prefix_end(arrivals), count_only=True)
+        return (yield from range_(request, seen=0)).count
+
+    # ---- the gate
+
+    def _read_gate(self) -> Operation[_Gate]:
+        reply = yield from range_(pb.RangeRequest(key=self._gate_key), seen=0)
+        return self._remember(_Gate.read(reply.kvs[0]) if reply.kvs else _Gate(0))
+
+    def _newest(self, events: Sequence[pb.Event]) -> _Gate | None:
+        puts = [event.kv for event in events if event.type == pb.Event.PUT]
+        return self._remember(_Gate.read(puts[-1])) if puts else None
+
+    def _known_gate(self) -> _Gate:
+        known: _Gate | None = self._session.notes.get(self._prefix)
+        return known or _Gate(0)
+
+    def _remember(self, gate: _Gate) -> _Gate:
+        if gate.generation >= self._known_gate().generation:
+            self._session.notes[self._prefix] = gate
+        return gate
+
+    @property
+    def _gate_key(self) -> bytes:
+        return self._prefix + b"gate"
+
+    def _arrivals(self, gate: _Gate) -> bytes:
+        return self._prefix + b"%09d/" % gate.generation
+
+    def _who(self) -> bytes:
+        return json.dumps({"node": self._session.node, "pid": os.getpid()}).encode()
+
+
+@dataclass(slots=True)
+class _Gate:
+    """The key that everybody waits for, as it was read."""
+
+    generation: int
+    broken: tuple[int, ...] = ()
+    mod_revision: int = 0
+    arrivals: list[bytes] = field(default_factory=list)
+    """Who had arrived when we did."""
+
+    @classmethod
+    def read(cls, found: pb.KeyValue) -> _Gate:
+        state = json.loads(found.value)
+        return cls(state["generation"], tuple(state["broken"]), found.mod_revision)
+
+    def text(self) -> bytes:
+        return json.dumps({"generation": self.generation, "broken": self.broken}, separators=(",", ":")).encode()
+
+    def is_unmoved(self, key: bytes) -> pb.Compare:
+        return kv.modified_at(key, self.mod_revision)
+

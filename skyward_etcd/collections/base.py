@@ -1,0 +1,63 @@
+"""What every collection is: a name, and the session behind which its operations run."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, get_args
+
+from skyward_etcd.ops.layout import Kind, check_name
+from skyward_etcd.session.session import Session
+
+__all__ = ["Collection", "Consistency", "check_consistency", "check_timeout"]
+
+Consistency = Literal["eventual", "strong"]
+
+
+def check_consistency(consistency: object) -> Consistency:
+    """Return the level if it is one.
+
+    Raises:
+        ValueError: it is neither ``"eventual"`` nor ``"strong"``.
+    """
+    if consistency is None:
+        return "eventual"
+    if consistency in get_args(Consistency):
+        return consistency  # type: ignore[return-value]
+    raise ValueError(f'consistency={consistency!r}: it is "eventual" (the default) or "strong"')
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """Return a duration in seconds if it is one.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is negative or not a number.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is in seconds, or None to wait for ever, not {timeout!r}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout={timeout!r}: it is in seconds from 0, or None to wait for ever")
+    return timeout
+
+
+class Collection:
+    """A handle: only a name. It may be shared by threads and tasks, and made again at no cost."""
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, session: Session, name: str, *, consistency: Consistency = "eventual") -> None:
+        self.name = check_name(name, what=f"a {self.kind}'s name")
+        self.consistency = check_consistency(consistency)
+        self._session = session
+        self._run = session.run
+        self._run_async = session.run_async
+        self._prefix = session.layout.collection(self.kind, name)
+        self._what = f"{self.kind} {name!r}"
+
+    @property
+    def _strong(self) -> bool:
+        return self.consistency == "strong"
+
+    def __repr__(self) -> str:
+        return f"<{self._what}, {self.consistency}>"

@@ -1,0 +1,336 @@
+"""An exact counter that does not slow down when many count.
+
+Each session adds to a key of its own, its *shard*, and reads the sum of all shards in the same transaction: the
+total at that revision is exact, and no other increment returns the same one (unless it adds 0).
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from skyward_etcd.collections.base import Collection
+from skyward_etcd.errors import OutcomeUnknown, SkywardEtcdError
+from skyward_etcd.ops import kv
+from skyward_etcd.ops.attempt import once, range_
+from skyward_etcd.ops.effects import Await, Identify, Identity, Operation, Watch
+from skyward_etcd.ops.naming import agree
+from skyward_etcd.ops.proof import Alternative, prove
+from skyward_etcd.session.signals import Mutex, Signal
+from skyward_etcd.wire import messages as pb
+
+__all__ = ["Counter"]
+
+log = logging.getLogger("skyward_etcd.counter")
+
+_FOLD_FROM = 16
+"""Shards of one counter from which on it is looked whether some are of sessions that are gone."""
+_FOLD_AT_ONCE = 32
+
+
+class Counter(Collection):
+    """A number that all nodes add to.
+
+    Every increment is exact and applied exactly once, also when its answer is lost, at one round trip however many
+    count at once. Increments of several threads of a process travel together.
+    """
+
+    kind = "counter"
+
+    # ---- reading
+
+    @property
+    def value(self) -> int:
+        """The total: linearizable if the handle is strong, else what the nearest member has. One round trip."""
+        return self._run(self._value())
+
+    async def value_async(self) -> int:
+        """`value`, without blocking the event loop."""
+        return await self._run_async(self._value())
+
+    def __int__(self) -> int:
+        return self.value
+
+    def get(self) -> int:
+        """`value`, under the name that Skyward 0.11 and later give it."""
+        return self.value
+
+    async def get_async(self) -> int:
+        """`get`, without blocking the event loop."""
+        return await self.value_async()
+
+    # ---- counting
+
+    def increment(self, n: int = 1) -> int:
+        """Add ``n`` and return the new total. One round trip under any contention.
+
+        Raises:
+            OutcomeUnknown: the answer was lost, and so was the way to find out; it was added once or not at all.
+        """
+        return self._run(self._add(operator.index(n)))
+
+    async def increment_async(self, n: int = 1) -> int:
+        """`increment`, without blocking the event loop."""
+        return await self._run_async(self._add(operator.index(n)))
+
+    def decrement(self, n: int = 1) -> int:
+        """Subtract ``n`` and return the new total, like `increment`."""
+        return self._run(self._add(-operator.index(n)))
+
+    async def decrement_async(self, n: int = 1) -> int:
+        """`decrement`, without blocking the event loop."""
+        return await self._run_async(self._add(-operator.index(n)))
+
+    add = increment
+    add_async = increment_async
+
+    def reset(self, value: int = 0) -> None:
+        """Set the total to ``value``, atomically: no increment is half in it. One round trip."""
+        self._run(self._reset(operator.index(value)))
+
+    async def reset_async(self, value: int = 0) -> None:
+        """`reset`, without blocking the event loop."""
+        await self._run_async(self._reset(operator.index(value)))
+
+    # ---- the algorithms
+
+    def _value(self) -> Operation[int]:
+        yield from agree(self._session, self.kind, self.name)
+        request = pb.RangeRequest(
+            key=self._prefix, range_end=kv.prefix_end(self._prefix), serializable=not self._strong
+        )
+        reply = yield from range_(request, seen=self._session.seen)
+        return _total(reply.kvs)
+
+    def _reset(self, value: int) -> Operation[None]:
+        yield from agree(self._session, self.kind, self.name)
+        wipe = kv.delete(self._shards, kv.prefix_end(self._shards))
+        yield from prove([Alternative((), (wipe, kv.put(self._base, b"%d" % value)))], what=self._what)
+
+    def _add(self, n: int) -> Operation[int]:
+        """Add through this session's shard, together with whoever adds at the same time.
+
+        Whoever finds no leader leads: it sends what all have added, tells them their totals, and hands over.
+        """
+        yield from agree(self._session, self.kind, self.name)
+        identity: Identity = yield Identify()
+        shard: _Shard | None = identity.notes.get(self._prefix)
+        if shard is None:
+            shard = identity.notes.setdefault(self._prefix, _Shard(self._shards + identity.id.encode()))
+        ticket = shard.enter(n)
+        try:
+            while not ticket.is_done:
+                if not ticket.leads:
+                    yield Await(None, (ticket.signal,))
+                    continue
+                batch = shard.take()
+                try:
+                    totals = yield from self._commit(shard, [other.n for other in batch])
+                except BaseException as error:
+                    shard.fail(batch, error, by=ticket)
+                    raise
+                shard.finish(batch, totals)
+        except BaseException:
+            shard.leave(ticket)
+            raise
+        if ticket.error is not None:
+            raise ticket.error
+        if shard.seen_shards >= shard.fold_from:
+            try:
+                yield from self._fold(shard)
+            except SkywardEtcdError as error:  # the increment is done; somebody else may tidy up
+                log.debug("%s: not folded: %s", self._what, error)
+        return ticket.total
+
+    def _commit(self, shard: _Shard, amounts: Sequence[int]) -> Operation[list[int]]:
+        """Add the amounts, in their order, and return the total after each.
+
+        Only this session writes the shard. If it is not as we left it, an earlier try of this very request went
+        through, or a reset or a fold has removed it.
+        """
+        if shard.in_doubt:
+            yield from self._settle(shard)
+        everything = kv.get(self._prefix, kv.prefix_end(self._prefix))
+        while True:
+            value = shard.value + sum(amounts)
+            request = kv.txn(
+                (kv.modified_at(shard.key, shard.mod_revision),),
+                (kv.put(shard.key, b"%d" % value), everything),
+                (kv.get(shard.key),),
+            )
+            shard.in_doubt = True
+            reply, doubt = yield from once(request, request, what=self._what)
+            shard.in_doubt = False
+            if reply.succeeded:
+                shard.value, shard.mod_revision = value, reply.header.revision
+                kvs: Iterable[pb.KeyValue] = reply.responses[1].response_range.kvs
+                shard.seen_shards = len(reply.responses[1].response_range.kvs)
+                return _running(_total(kvs), amounts)
+            found = reply.responses[0].response_range.kvs
+            if found:
+                shard.value, shard.mod_revision = int(found[0].value), found[0].mod_revision
+                applied_at = shard.mod_revision if doubt else 0
+            else:
+                applied_at = (yield from self._put_after(shard)) if doubt else 0
+                shard.value, shard.mod_revision = 0, 0
+            if applied_at:
+                past = yield from range_(self._all_at(applied_at), seen=0)
+                return _running(_total(past.kvs), amounts)
+
+    def _settle(self, shard: _Shard) -> Operation[None]:
+        """Find out what became of a batch whose leader left while it was under way, and keep it from coming later."""
+        request = kv.txn(
+            (kv.modified_at(shard.key, shard.mod_revision),),
+            (kv.put(shard.key, b"%d" % shard.value),),
+            (kv.get(shard.key),),
+        )
+        reply, _ = yield from once(request, request, what=self._what)
+        if reply.succeeded:
+            shard.mod_revision = reply.header.revision
+        else:
+            found = reply.responses[0].response_range.kvs
+            shard.value = int(found[0].value) if found else 0
+            shard.mod_revision = found[0].mod_revision if found else 0
+        shard.in_doubt = False
+
+    def _put_after(self, shard: _Shard) -> Operation[int]:
+        """Return the revision at which our shard was written after we last knew it, or 0 if it was removed instead."""
+        watching = yield Watch(shard.key, start=shard.mod_revision + 1)
+        try:
+            yield Await(None, (watching,))
+            events: list[pb.Event] = watching.take()
+        finally:
+            watching.close()
+        if not events:
+            raise OutcomeUnknown(f"{self._what}: the answer was lost, and the history that would tell is compacted")
+        return events[0].kv.mod_revision if events[0].type == pb.Event.PUT else 0
+
+    def _fold(self, shard: _Shard) -> Operation[None]:
+        """Move what ended sessions have added into the base, so that the number of shards follows that of sessions."""
+        reply = yield from range_(self._all_at(0), seen=0)
+        sessions = self._session.layout.sessions
+        live = yield from range_(
+            pb.RangeRequest(key=sessions, range_end=kv.prefix_end(sessions), keys_only=True), seen=0
+        )
+        alive = {found.key.removeprefix(sessions) for found in live.kvs}
+        base = next((found for found in reply.kvs if found.key == self._base), None)
+        dead = [
+            found
+            for found in reply.kvs
+            if found.key != self._base and found.key.removeprefix(self._shards) not in alive
+        ][:_FOLD_AT_ONCE]
+        shard.fold_from = max(_FOLD_FROM, 2 * (len(reply.kvs) - len(dead)))
+        if not dead:
+            return
+        compares = [kv.modified_at(self._base, base.mod_revision if base else 0)]
+        for found in dead:
+            compares.append(kv.modified_at(found.key, found.mod_revision))
+            compares.append(kv.absent(sessions + found.key.removeprefix(self._shards)))
+        total = _total(dead) + (int(base.value) if base else 0)
+        # Sent once more or refused because somebody else folded: either way the sum stays what it is.
+        request = kv.txn(compares, [kv.put(self._base, b"%d" % total), *(kv.delete(found.key) for found in dead)])
+        yield from once(request, request, what=self._what)
+
+    def _all_at(self, revision: int) -> pb.RangeRequest:
+        return pb.RangeRequest(key=self._prefix, range_end=kv.prefix_end(self._prefix), revision=revision)
+
+    @property
+    def _base(self) -> bytes:
+        return self._prefix + b"base"
+
+    @property
+    def _shards(self) -> bytes:
+        return self._prefix + b"shards/"
+
+
+class _Ticket:
+    """One caller's increment on its way."""
+
+    __slots__ = ("error", "is_done", "leads", "n", "signal", "total")
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.signal = Signal()
+        self.leads = False
+        self.is_done = False
+        self.total = 0
+        self.error: BaseException | None = None
+
+    def finish(self, total: int = 0, error: BaseException | None = None) -> None:
+        self.total, self.error, self.is_done = total, error, True
+        self.signal.set()
+
+
+class _Shard:
+    """What this session has added to one counter, and who in this process is adding now."""
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.value = 0
+        self.mod_revision = 0
+        self.in_doubt = False
+        self.seen_shards = 0
+        self.fold_from = _FOLD_FROM
+        self._mutex = Mutex()
+        self._waiting: deque[_Ticket] = deque()
+        self._is_led = False
+
+    def enter(self, n: int) -> _Ticket:
+        ticket = _Ticket(n)
+        with self._mutex:
+            self._waiting.append(ticket)
+            if not self._is_led:
+                self._is_led = ticket.leads = True
+        return ticket
+
+    def take(self) -> list[_Ticket]:
+        with self._mutex:
+            batch = list(self._waiting)
+            self._waiting.clear()
+        return batch
+
+    def finish(self, batch: Sequence[_Ticket], totals: Sequence[int]) -> None:
+        for ticket, total in zip(batch, totals, strict=True):
+            ticket.finish(total)
+        self._hand_over()
+
+    def fail(self, batch: Sequence[_Ticket], error: BaseException, *, by: _Ticket) -> None:
+        """Tell the others in the batch. If their leader was only cancelled, they know less than it does."""
+        if not isinstance(error, Exception):
+            error = OutcomeUnknown("an increment that travelled with this one was interrupted before the answer came")
+        for ticket in batch:
+            ticket.finish(error=error if ticket is not by else None)
+        self._hand_over()
+
+    def leave(self, ticket: _Ticket) -> None:
+        """Take out a caller that was cancelled while it waited."""
+        with self._mutex:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+        if ticket.leads and not ticket.is_done:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        with self._mutex:
+            if self._waiting:
+                self._waiting[0].leads = True
+                heir = self._waiting[0]
+            else:
+                self._is_led = False
+                return
+        heir.signal.set()
+
+
+def _total(kvs: Iterable[pb.KeyValue]) -> int:
+    return sum(int(found.value) for found in kvs)
+
+
+def _running(total: int, amounts: Sequence[int]) -> list[int]:
+    """Return the total after each amount, the last being ``total``."""
+    totals: list[int] = []
+    for n in reversed(amounts):
+        totals.append(total)
+        total -= n
+    return totals[::-1]

@@ -1,0 +1,241 @@
+"""A fair lock that is never entered without being held.
+
+Contenders queue up by the creation revision of their keys; each waits for its predecessor only, as in etcd's own
+``client/v3/concurrency/mutex.go``, but watches *from now* and then reads: a watch from a past revision would hear of
+the release only at the server's next round, up to 100 ms later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from types import TracebackType
+
+from skyward_etcd.collections.base import Collection, check_timeout
+from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown
+from skyward_etcd.ops import kv
+from skyward_etcd.ops.attempt import once, txn_repeatable
+from skyward_etcd.ops.effects import Await, Call, Identify, Identity, Later, Now, Operation, Renounce, Watch
+from skyward_etcd.ops.naming import agree
+from skyward_etcd.session import caller
+from skyward_etcd.session.session import Session
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire.methods import DELETE_RANGE
+
+__all__ = ["Hold", "Lock"]
+
+
+class Lock(Collection):
+    """Mutual exclusion between nodes, processes, threads and tasks; not reentrant.
+
+    At most one live session holds it. It is handed on in the order in which contenders came, and freed within the
+    session's TTL (15 s unless set otherwise) when its holder dies. No lock service can keep a holder that was paused
+    beyond its TTL from acting on the outside world: give the `Hold.token` to whatever you write to, and have it
+    refuse tokens older than the newest it has seen.
+    """
+
+    kind = "lock"
+
+    def __init__(self, session: Session, name: str, *, timeout: float | None = None) -> None:
+        super().__init__(session, name)
+        self.timeout = check_timeout(timeout)
+
+    def acquire(self, timeout: float | None = None) -> Hold:
+        """Wait for the lock, in turn, and return the hold. One round trip if nobody has it.
+
+        ``timeout`` in seconds; ``None``: the handle's own, which by default is for ever.
+
+        Raises:
+            LockTimeout: it was not to be had in time. The caller does not have it, and will not get it later.
+        """
+        return self._run(self._acquire(timeout, caller.thread()))
+
+    async def acquire_async(self, timeout: float | None = None) -> Hold:
+        """`acquire`, without blocking the event loop."""
+        return await self._run_async(self._acquire(timeout, caller.task()))
+
+    def release(self) -> None:
+        """Give up what this thread (or task) has acquired. One round trip.
+
+        Raises:
+            NotHeld: it holds nothing; nobody's hold was touched.
+            HoldLost: the lease had ended before: another may have been at work.
+        """
+        self._run(self._release(self._held_by(caller.thread())))
+
+    async def release_async(self) -> None:
+        """`release`, without blocking the event loop."""
+        await self._run_async(self._release(self._held_by(caller.task())))
+
+    def __enter__(self) -> Hold:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.release()
+        except HoldLost:
+            if error is None:  # else the block's own error says more
+                raise
+
+    async def __aenter__(self) -> Hold:
+        return await self.acquire_async()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.release_async()
+        except HoldLost:
+            if error is None:
+                raise
+
+    # ---- the algorithms
+
+    def _acquire(self, timeout: float | None, who: caller.Caller) -> Operation[Hold]:
+        timeout = check_timeout(self.timeout if timeout is None else timeout)
+        yield from agree(self._session, self.kind, self.name)
+        deadline = None if timeout is None else (yield Now()) + timeout
+        while True:
+            identity: Identity = yield Identify()
+            key = self._prefix + f"{identity.id}-{identity.serial()}".encode()
+            try:
+                token = yield from self._contend(identity, key, deadline)
+            except LeaseNotFound:
+                yield Renounce(identity)  # whoever lost its place queues up again, at the end
+                continue
+            except OutcomeUnknown as unknown:
+                if isinstance(unknown.__cause__, LeaseNotFound):
+                    yield Renounce(identity)
+                    continue
+                yield Later(Call(DELETE_RANGE, pb.DeleteRangeRequest(key=key)))
+                raise
+            except BaseException:
+                yield Later(Call(DELETE_RANGE, pb.DeleteRangeRequest(key=key)))
+                raise
+            hold = Hold(self, identity, key, token, who)
+            self._session.notes[self._prefix, who] = hold
+            return hold
+
+    def _contend(self, identity: Identity, key: bytes, deadline: float | None) -> Operation[int]:
+        """Queue up, wait for the turn, and return the token."""
+        everyone = kv.prefix_end(self._prefix)
+        enter = kv.put(key, self._who(), lease=identity.lease)
+        request = kv.txn(
+            (kv.absent(key),),
+            (enter, kv.get(self._prefix, everyone, keys_only=True, newest_first=True, limit=2)),
+            (kv.get(key),),
+        )
+        reply, _ = yield from once(request, request, what=self._what)
+        if reply.succeeded:
+            token = reply.header.revision
+            ahead = next((other.key for other in reply.responses[1].response_range.kvs if other.key != key), None)
+        else:  # the first try's answer was lost
+            token = reply.responses[0].response_range.kvs[0].create_revision
+            ahead = yield from self._ahead_of(key, token)
+        while ahead is not None:
+            ahead = yield from self._wait_for(ahead, identity, key, token, deadline)
+        return token
+
+    def _wait_for(
+        self, ahead: bytes, identity: Identity, key: bytes, token: int, deadline: float | None
+    ) -> Operation[bytes | None]:
+        """Wait until the key ahead of ours is gone, and return the one that is ahead of us then."""
+        watching = yield Watch(ahead)
+        try:
+            # Now that the watch is live, it cannot go unnoticed.
+            now_ahead = yield from self._ahead_of(key, token)
+            if now_ahead != ahead:
+                return now_ahead
+            if not (yield Await(deadline, (watching, identity.lost))):
+                raise LockTimeout(f"{self._what} is held, or others were before us: not acquired in time")
+        finally:
+            watching.close()
+        return (yield from self._ahead_of(key, token))
+
+    def _ahead_of(self, key: bytes, token: int) -> Operation[bytes | None]:
+        """Return the key that is next before ours, or ``None`` if it is our turn.
+
+        Raises:
+            LeaseNotFound: our own key is gone: whoever waited beyond its lease does not get the lock.
+        """
+        before = kv.get(
+            self._prefix,
+            kv.prefix_end(self._prefix),
+            keys_only=True,
+            newest_first=True,
+            limit=1,
+            created_before=token,
+        )
+        reply = yield from txn_repeatable(kv.txn(then=(kv.get(key, keys_only=True), before)))
+        mine = reply.responses[0].response_range.kvs
+        if not mine or mine[0].create_revision != token:
+            raise LeaseNotFound(f"{self._what}: the session was lost while it waited")
+        ahead = reply.responses[1].response_range.kvs
+        return ahead[0].key if ahead else None
+
+    def _release(self, hold: Hold) -> Operation[None]:
+        """Delete our key if it is still ours. A repetition finds it gone, and that is what was asked for."""
+        self._session.notes.pop((self._prefix, hold.who), None)
+        if hold.is_released:
+            raise NotHeld(f"{self._what}: this hold was released before")
+        hold.is_released = True
+        request = kv.txn((kv.created_at(hold.key, hold.token),), (kv.delete(hold.key),))
+        try:
+            reply, doubt = yield from once(request, request, what=self._what)
+        except BaseException:
+            yield Later(Call(DELETE_RANGE, pb.DeleteRangeRequest(key=hold.key)))
+            raise
+        if not reply.succeeded and not doubt:
+            raise HoldLost(
+                f"{self._what}: the session's lease ended while it was held (token {hold.token}); "
+                "another holder may have been at work. Check what was written since, or raise the TTL"
+            )
+
+    def _held_by(self, who: caller.Caller) -> Hold:
+        hold: Hold | None = self._session.notes.get((self._prefix, who))
+        if hold is None:
+            raise NotHeld(
+                f"{self._what}: this {who[0]} does not hold it. Release it where it was acquired, or through the Hold"
+            )
+        return hold
+
+    def _who(self) -> bytes:
+        return json.dumps({"node": self._session.node, "pid": os.getpid()}).encode()
+
+
+class Hold:
+    """A lock while it is held: what `Lock.acquire` returns."""
+
+    def __init__(self, lock: Lock, identity: Identity, key: bytes, token: int, who: caller.Caller) -> None:
+        self.token = token
+        """The fencing token: greater than that of every earlier hold of this lock."""
+        self.key = key
+        self.who = who
+        self.is_released = False
+        self._lock = lock
+        self._identity = identity
+
+    @property
+    def valid(self) -> bool:
+        """Whether the lock is held for certain: reckoned from the last renewal, without asking anybody."""
+        return not self.is_released and self._identity.is_valid()
+
+    def release(self) -> None:
+        """Give it up, from any thread. One round trip.
+
+        Raises:
+            NotHeld: it was released before.
+            HoldLost: the lease had ended before.
+        """
+        self._lock._run(self._lock._release(self))
+
+    async def release_async(self) -> None:
+        """`release`, without blocking the event loop."""
+        await self._lock._run_async(self._lock._release(self))
+
+    def __repr__(self) -> str:
+        state = "released" if self.is_released else "valid" if self.valid else "lost"
+        return f"<hold of {self._lock._what}, token {self.token}, {state}>"
+

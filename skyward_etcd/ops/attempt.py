@@ -1,0 +1,104 @@
+"""Sending requests, and sending them again: the one place that repeats a request after a lost answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skyward_etcd.errors import Compacted, LeaseNotFound, OutcomeUnknown, Unavailable
+from skyward_etcd.ops.effects import Backoff, Call, Now, Operation
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire.methods import RANGE, TXN, Method
+
+__all__ = ["once", "range_", "recall", "repeatable", "txn_repeatable"]
+
+
+def repeatable(method: Method[Any, Any], request: Any) -> Operation[Any]:
+    """Send a request that does no harm when it is applied twice, until it is answered.
+
+    Raises:
+        Unavailable: nobody answered in the time an operation has.
+    """
+    call = Call(method, request)
+    try:
+        return (yield call)
+    except Unavailable as lost:
+        error = lost
+    since = yield Now()
+    attempt = 2
+    while True:
+        yield Backoff(attempt, since, error)
+        try:
+            return (yield call)
+        except Unavailable as lost:
+            error = lost
+        attempt += 1
+
+
+def txn_repeatable(request: pb.TxnRequest) -> Operation[pb.TxnResponse]:
+    """`repeatable` for a transaction that does no harm when it is applied twice."""
+    reply: pb.TxnResponse = yield from repeatable(TXN, request)
+    return reply
+
+
+def range_(request: pb.RangeRequest, *, seen: int) -> Operation[pb.RangeResponse]:
+    """Read, repeatedly until answered.
+
+    A serializable request is answered by one member from what it has. If that is older than the revision ``seen``,
+    the question is asked again linearizably: one more round trip, and the session never goes back in time.
+    """
+    reply: pb.RangeResponse = yield from repeatable(RANGE, request)
+    if request.serializable and reply.header.revision < seen:
+        again = pb.RangeRequest()
+        again.CopyFrom(request)
+        again.serializable = False
+        reply = yield from repeatable(RANGE, again)
+    return reply
+
+
+def recall(key: bytes, revision: int, *, what: str) -> Operation[pb.KeyValue | None]:
+    """Return a key as it was at a past revision: how the answer of a write is found whose reply was lost.
+
+    Raises:
+        OutcomeUnknown: the history is gone (compacted), so that only *that* it was applied is known.
+    """
+    try:
+        reply: pb.RangeResponse = yield from repeatable(RANGE, pb.RangeRequest(key=key, revision=revision))
+    except Compacted:
+        raise OutcomeUnknown(f"{what}: the write was applied, but its answer was lost and is no longer known") from None
+    return reply.kvs[0] if reply.kvs else None
+
+
+def once(request: pb.TxnRequest, again: pb.TxnRequest, *, what: str) -> Operation[tuple[pb.TxnResponse, bool]]:
+    """Send a transaction whose own compares keep a second application from doing anything.
+
+    After a lost answer ``again`` is sent instead. Return the reply, and whether an earlier try is in doubt, so that
+    the caller can tell a refusal by others from one by its own earlier try.
+
+    Raises:
+        OutcomeUnknown: no answer in the time an operation has; it was applied once or not at all.
+        Unavailable: likewise, but certainly not applied.
+    """
+    try:
+        return (yield Call(TXN, request)), False
+    except Unavailable as lost:
+        error = lost
+        doubt = lost.maybe_applied
+    since = yield Now()
+    attempt = 2
+    while True:
+        try:
+            yield Backoff(attempt, since, error)
+        except Unavailable as over:
+            if doubt:
+                raise OutcomeUnknown(f"{what}: no answer, and it may have been applied: {over}") from over
+            raise
+        try:
+            return (yield Call(TXN, again if doubt else request)), doubt
+        except Unavailable as lost:
+            error = lost
+            doubt = doubt or lost.maybe_applied
+        except LeaseNotFound as gone:
+            if doubt:
+                raise OutcomeUnknown(f"{what}: the session was lost together with the answer") from gone
+            raise
+        attempt += 1

@@ -1,0 +1,53 @@
+"""The first use of a name says what it is; every later use must agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from skyward_etcd.errors import WrongKind
+from skyward_etcd.ops import kv
+from skyward_etcd.ops.attempt import txn_repeatable
+from skyward_etcd.ops.effects import Mind, Operation
+from skyward_etcd.ops.layout import KINDS, Kind
+
+__all__ = ["agree"]
+
+_FORMAT = 1
+
+
+def agree(mind: Mind, kind: Kind, name: str, settings: Mapping[str, int] | None = None) -> Operation[None]:
+    """Make sure that ``name`` is a collection of this kind with these settings, and of no other.
+
+    Once per process and name: one round trip, two when nobody has used the name before. It reads before it writes,
+    so that a cluster without space can still be read.
+
+    Raises:
+        WrongKind: the name is another kind of collection's.
+        ValueError: the settings differ.
+    """
+    expected = {"kind": kind, "format": _FORMAT, **(settings or {})}
+    agreed = ("agreed", kind, name, *sorted((settings or {}).items()))
+    if agreed in mind.notes:
+        return
+    keys = {other: mind.layout.meta(other, name) for other in KINDS}
+    reply = yield from txn_repeatable(kv.txn(then=[kv.get(key) for key in keys.values()]))
+    found = {found.key: found.value for response in reply.responses for found in response.response_range.kvs}
+    if not found:
+        mine = kv.put(keys[kind], json.dumps(expected, separators=(",", ":")).encode())
+        reply = yield from txn_repeatable(
+            kv.txn([kv.absent(key) for key in keys.values()], [mine], [kv.get(key) for key in keys.values()])
+        )
+        if not reply.succeeded:
+            found = {found.key: found.value for response in reply.responses for found in response.response_range.kvs}
+    for other, key in keys.items():
+        if key in found and other != kind:
+            raise WrongKind(f"{kind} {name!r}: this name is a {other} already; give the {kind} another name")
+    stored = json.loads(found.get(keys[kind], b"null")) or expected
+    if stored != expected:
+        raise ValueError(f"{kind} {name!r} was made with {_without_kind(stored)}, not {_without_kind(expected)}")
+    mind.notes[agreed] = True
+
+
+def _without_kind(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items() if key != "kind")

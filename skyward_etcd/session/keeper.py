@@ -1,0 +1,177 @@
+"""Keeps the process's lease alive from a thread and a connection of its own, and does what was left for later.
+
+A lost lease is noticed once and told to all: ``identity.lost`` is set, and the next mutation begins as a new identity.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from skyward_etcd.errors import LeaseNotFound, NotConnected, SkywardEtcdError, Unavailable
+from skyward_etcd.ops.effects import Call
+from skyward_etcd.session.identity import Identity
+from skyward_etcd.session.signals import Signal
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire.client import Wire
+from skyward_etcd.wire.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, PUT, RANGE
+from skyward_etcd.wire.retry import pause_before
+
+if TYPE_CHECKING:
+    from skyward_etcd.ops.layout import Layout
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger("skyward_etcd.session")
+
+_CHECK_EVERY = 4
+"""Renewals between two looks at the session key: before 3.5.23 a renewal may succeed for a revoked lease."""
+_MOST_LEFT_BEHIND = 1024
+
+
+class Keeper:
+    """One thread: joins, renews, joins again when the lease was lost."""
+
+    def __init__(self, wire: Wire, layout: Layout, *, ttl_s: float, call_s: float, node: str) -> None:
+        self.identity: Identity | None = None
+        self.ready = Signal()
+        """Set while there is an identity, or an `error` that says why there can be none."""
+        self.error: SkywardEtcdError | None = None
+        self._wire = wire
+        self._layout = layout
+        self._ttl_s = ttl_s
+        self._call_s = call_s
+        self._node = node
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._left_behind: deque[Call] = deque(maxlen=_MOST_LEFT_BEHIND)
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to get an identity, if there is none; `ready` tells when."""
+        with self._lock:
+            if self._closed:
+                self.error = NotConnected("the session is closed: open another with connect() or Compute()")
+                self.ready.set()
+            elif self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="skyward-etcd-lease", daemon=True)
+                self._thread.start()
+        self._wake.set()
+
+    def renounce(self, identity: Identity) -> None:
+        """Take note that this identity's lease is gone."""
+        with self._lock:
+            if self.identity is identity:
+                self.identity = None
+                self.ready.clear()
+        log.warning("session %s lost its lease: its locks, claims and barrier places are free", identity.id)
+        identity.valid_until = 0.0
+        identity.lost.set()
+        self._wake.set()
+
+    def later(self, call: Call) -> None:
+        """Send a request from the background, until it gets through."""
+        self._left_behind.append(call)
+        self.start()
+
+    def close(self) -> None:
+        """Give the lease back, so that what hangs on it is free at once."""
+        with self._lock:
+            self._closed = True
+            identity, self.identity = self.identity, None
+            self.error = NotConnected("the session is closed: open another with connect() or Compute()")
+        self.ready.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=self._call_s)
+        if identity is not None:
+            identity.valid_until = 0.0
+            identity.lost.set()
+            try:
+                self._call(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=identity.lease))
+            except SkywardEtcdError as error:
+                log.debug("lease %s not revoked, it ends by itself: %s", identity.id, error)
+
+    def _run(self) -> None:
+        failures = 0
+        renewals = 0
+        while not self._closed:
+            self._wake.clear()
+            try:
+                self._tidy()
+                if self.identity is None:
+                    self._join()
+                elif time.monotonic() >= self.identity.valid_until - self._ttl_s * 2 / 3:
+                    renewals += 1
+                    self._renew(self.identity, check=renewals % _CHECK_EVERY == 0)
+                failures = 0
+            except Unavailable as error:
+                failures += 1
+                log.debug("lease: %s", error)
+                self._wake.wait(pause_before(failures + 1))
+                continue
+            except SkywardEtcdError as error:  # etcd refuses us: the callers that wait shall hear it
+                log.debug("lease refused: %s", error)
+                self.error = error
+                self.ready.set()
+                self._wake.wait(self._ttl_s / 3)
+                continue
+            self._wake.wait(self._pause())
+
+    def _pause(self) -> float:
+        identity = self.identity
+        if identity is None:
+            return 0.0
+        return max(0.0, identity.valid_until - self._ttl_s * 2 / 3 - time.monotonic())
+
+    def _join(self) -> None:
+        sent = time.monotonic()
+        grant: pb.LeaseGrantResponse = self._call(LEASE_GRANT, pb.LeaseGrantRequest(TTL=round(self._ttl_s)))
+        identity = Identity(grant.ID, self._layout.slot)
+        identity.valid_until = sent + grant.TTL
+        who = {"node": self._node, "pid": os.getpid(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        self._call(
+            PUT,
+            pb.PutRequest(key=self._layout.session(identity.id), value=json.dumps(who).encode(), lease=identity.lease),
+        )
+        with self._lock:
+            if self._closed:
+                return
+            self.identity = identity
+            self.error = None
+            self.ready.set()
+
+    def _renew(self, identity: Identity, *, check: bool) -> None:
+        sent = time.monotonic()
+        requests = iter((pb.LeaseKeepAliveRequest(ID=identity.lease),))
+        stream = self._wire.stream(LEASE_KEEP_ALIVE, requests, timeout_s=self._call_s)
+        try:
+            ttl = next((int(reply.TTL) for reply in stream), 0)
+        finally:
+            stream.cancel()
+        if ttl <= 0 or (check and not self._is_registered(identity)):
+            self.renounce(identity)
+        else:
+            identity.valid_until = sent + ttl
+
+    def _is_registered(self, identity: Identity) -> bool:
+        request = pb.RangeRequest(key=self._layout.session(identity.id), count_only=True)
+        return bool(self._call(RANGE, request).count)
+
+    def _tidy(self) -> None:
+        while self._left_behind:
+            call = self._left_behind[0]
+            try:
+                self._call(call.method, call.request)
+            except LeaseNotFound:
+                pass
+            self._left_behind.popleft()
+
+    def _call(self, method: Any, request: Any) -> Any:
+        return self._wire.call(method, request, timeout_s=self._call_s)

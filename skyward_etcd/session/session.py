@@ -1,0 +1,209 @@
+"""A session: a process's lease, channels and watches, behind which every collection's operations run.
+
+It always sees its own writes and never goes back in time, whichever member answers. It may be used by threads and
+tasks at once. After a fork the child is a session of its own: it holds nothing that its parent held.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from skyward_etcd.config import Limits
+from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
+from skyward_etcd.ops.codec import Codec
+from skyward_etcd.ops.effects import Call, Operation
+from skyward_etcd.ops.layout import Layout
+from skyward_etcd.session import runner
+from skyward_etcd.session.identity import Identity
+from skyward_etcd.session.keeper import Keeper
+from skyward_etcd.session.signals import Signal, wait
+from skyward_etcd.session.watch import WatchHub
+from skyward_etcd.wire.client import Tls, Wire
+
+T = TypeVar("T")
+
+__all__ = ["Session"]
+
+_SHORTEST_TTL_S = 5.0
+
+
+class Session:
+    """A process's place in a cluster. Construct without I/O; `open` or use it to connect; `close` when done."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        namespace: str = "default",
+        secret: bytes | None = None,
+        node: str = "",
+        tls: Tls | None = None,
+        limits: Limits = Limits(),
+    ) -> None:
+        """Describe a session.
+
+        Args:
+            endpoints: ``host:port`` of the members. The first is asked while it answers.
+            namespace: keeps programs that share a cluster apart.
+            secret: signs and checks pickled values; without it they are refused.
+            node: what to call this process where operators look.
+            tls: certificates, if the cluster wants TLS.
+            limits: time limits, and the lease's TTL (at least 5 s).
+        """
+        if isinstance(endpoints, str) or not endpoints:
+            raise ValueError(f"endpoints is a list of host:port, not {endpoints!r}")
+        if limits.ttl_s < _SHORTEST_TTL_S:
+            raise ValueError(f"ttl_s={limits.ttl_s}: a lease under {_SHORTEST_TTL_S:.0f} s is lost to a slow garbage collection")
+        self.endpoints = tuple(endpoints)
+        self.layout = Layout(namespace)
+        self.codec = Codec(secret, limit=limits.value_bytes)
+        self.limits = limits
+        self._tls = tls
+        self.node = node or socket.gethostname()
+        self._start_afresh()
+        _SESSIONS.add(self)
+
+    def _start_afresh(self) -> None:
+        self.seen = 0
+        """The highest revision this session has seen or written."""
+        self.notes: dict[Any, Any] = {}
+        """What collections remember while this process lasts."""
+        self._seen_lock = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+        self.wire = Wire(self.endpoints, tls=self._tls)
+        # Streams have connections of their own: a large reply must not hold up a renewal or an event.
+        self._streams = Wire(self.endpoints, tls=self._tls)
+        self._keeper = Keeper(
+            self._streams, self.layout, ttl_s=self.limits.ttl_s, call_s=self.limits.call_s, node=self.node
+        )
+        self.hub = WatchHub(self._streams, self.saw)
+
+    def open(self) -> Session:
+        """Get a lease, so that errors of the configuration show here. Two round trips.
+
+        Raises:
+            Unavailable: no endpoint answers.
+        """
+        self.join()
+        wait((self.joined,), self.limits.operation_s)
+        self.joined_identity()
+        return self
+
+    def close(self) -> None:
+        """Give back the lease and all that hangs on it, and end the threads. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.hub.close()
+        self._keeper.close()
+        self.wire.close()
+        self._streams.close()
+
+    def __enter__(self) -> Session:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def id(self) -> str:
+        """The session's name in keys; empty while it has no lease."""
+        return self.identity.id if self.identity else ""
+
+    def run(self, operation: Operation[T]) -> T:
+        """Drive an operation to its end, blocking this thread."""
+        self._check_open()
+        return runner.run(self, operation)
+
+    async def run_async(self, operation: Operation[T]) -> T:
+        """`run`, without blocking the event loop."""
+        self._check_open()
+        return await runner.run_async(self, operation)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotConnected("the session is closed: open another with connect() or Compute()")
+
+    # What the runners need:
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who this process is, once it has a lease."""
+        return self._keeper.identity
+
+    @property
+    def joined(self) -> Signal:
+        """Set when there is an identity, or a reason why not."""
+        return self._keeper.ready
+
+    def join(self) -> None:
+        """Begin to get an identity."""
+        self._keeper.start()
+
+    def joined_identity(self) -> Identity:
+        """Return the identity that was waited for."""
+        identity = self._keeper.identity
+        if identity is not None:
+            return identity
+        raise self._keeper.error or Unavailable(
+            f"no lease from {', '.join(self.endpoints)} within {self.limits.operation_s:.0f} s: is the cluster up?",
+            maybe_applied=False,
+        )
+
+    def renounce(self, identity: Identity) -> None:
+        """Take note that an identity's lease is gone."""
+        self._keeper.renounce(identity)
+
+    def later(self, call: Call) -> None:
+        """Send a request from the background, until it gets through."""
+        self._keeper.later(call)
+
+    def saw(self, revision: int) -> None:
+        """Remember the revision: no read of this session may be older."""
+        if revision > self.seen:
+            with self._seen_lock:
+                self.seen = max(self.seen, revision)
+
+    def after_fork(self) -> None:
+        """Become a session of its own: threads and channels stay with the parent."""
+        if not self._closed:
+            _PARENTS.append((self._keeper, self.hub))
+            self._start_afresh()
+
+    def close_at_exit(self) -> None:
+        """Close without complaint: the interpreter is going."""
+        if self._pid == os.getpid():
+            try:
+                self.close()
+            except SkywardEtcdError:
+                pass
+
+
+_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
+# Never collected in a child: their streams end with the parent's threads.
+_PARENTS: list[object] = []
+
+
+def _after_fork_in_child() -> None:
+    for session in list(_SESSIONS):
+        session.after_fork()
+
+
+def _at_exit() -> None:
+    for session in list(_SESSIONS):
+        session.close_at_exit()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
