@@ -162,6 +162,8 @@ def _ask(path: Path, _changed_ns: int, _size: int) -> Version | None:
 @functools.lru_cache(maxsize=64)  # one line a process, not one a pool
 def _tell(path: Path, version: Version, grade: Grade) -> None:
     if grade.verdict is Verdict.WARNED:
-        _log.warning("etcd %s (%s): %s; pools do not restart members so. %s", spell(version), path, grade.reason, _WAY_OUT)
+        _log.warning(
+            "etcd %s (%s): %s; pools do not restart members so. %s", spell(version), path, grade.reason, _WAY_OUT
+        )
     else:
         _log.debug("etcd %s (%s): %s %s", spell(version), path, grade.verdict.value, grade.reason)

@@ -140,10 +140,9 @@ class LocalCluster:
             PoolError: it could not be started, for the reason given.
         """
         etcd = binary.find(self._choice, durable=self._durable, members=self._count)
-        if not self._durable:
-            self._directory = Path(tempfile.mkdtemp(prefix="skyward-etcd-"))
+        self._directory = self._directory or Path(tempfile.mkdtemp(prefix="skyward-etcd-"))
         try:
-            self._start(etcd, timeout_s)
+            self._start(etcd, self._directory, timeout_s)
         except BaseException:
             self.stop()
             raise
@@ -157,20 +156,20 @@ class LocalCluster:
                 member.kill()
         if self._directory and not self._durable:
             shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
 
-    def _start(self, etcd: binary.Etcd, timeout_s: float) -> None:
-        assert self._directory
-        specs = _load(self._directory) if self._durable else None
+    def _start(self, etcd: binary.Etcd, directory: Path, timeout_s: float) -> None:
+        specs = _load(directory) if self._durable else None
         if specs:
             if len(specs) != self._count:
-                raise PoolError(f"{self._directory} holds a cluster of {len(specs)} members, not {self._count}")
+                raise PoolError(f"{directory} holds a cluster of {len(specs)} members, not {self._count}")
             self.members = [Member(etcd, spec) for spec in specs]
             start_all(self.members, timeout_s)  # a taken port is an error here: members keep their addresses
             return
         for attempt in range(_ATTEMPTS):
-            specs = plan(self._count, self._directory, durable=self._durable)
+            specs = plan(self._count, directory, durable=self._durable)
             if self._durable:
-                _save(self._directory, specs)
+                _save(directory, specs)
             self.members = [Member(etcd, spec) for spec in specs]
             try:
                 start_all(self.members, timeout_s)

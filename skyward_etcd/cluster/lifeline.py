@@ -12,6 +12,8 @@ so that it costs about 10 ms. ``FD`` is one end of a stream socket whose other e
 Our exit code is the command's, or 128 + the number of the signal that ended it.
 """
 
+# ruff: noqa: PTH106, PTH120, SIM105 - contextlib and pathlib would take longer to import than all the rest
+
 from __future__ import annotations
 
 import ctypes

@@ -25,6 +25,7 @@ MEMBER_BYTES = 123_000_000
 """What an empty member takes: two write-ahead log segments of 64 MB, reserved at once."""
 QUOTA_BYTES = 2 << 30
 _DATA = "data"
+_TURN_S = 2.0
 
 
 class PortTaken(PoolError):
@@ -63,7 +64,7 @@ class Member:
         self._process: Supervised | None = None
 
     def start(self) -> None:
-        """Start the process, without waiting for it.
+        """Start the process, once those of its fellow founders whose turn is earlier answer; do not wait for it.
 
         Raises:
             PoolError: it runs already, or there is too little space on the disk.
@@ -74,6 +75,7 @@ class Member:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (directory / _DATA).exists():
             require_space(directory, 1)
+            self._await_turn()
         # A member is configured by its flags alone: etcd would take any other flag from ETCD_... variables.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         with self._log.open("ab") as log:
@@ -94,7 +96,7 @@ class Member:
         """
         if not self.alive:
             self._raise_exited()
-        return _healthy(self.spec.endpoint)
+        return b'"health":"true"' in _ask(self.spec.endpoint, "/health")
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until `ready`.
@@ -141,6 +143,19 @@ class Member:
                 return b"\n".join(log.read().splitlines()[-lines:]).decode(errors="replace")
         except FileNotFoundError:
             return ""
+
+    def _await_turn(self) -> None:
+        """Let the founders of a cluster start one after the other, some 40 ms apart.
+
+        A founder first asks all others whether it is really new. One that listens and does not answer yet, because it
+        waits for us to answer the same question, costs a second each. A refused connection costs nothing.
+        """
+        deadline = time.monotonic() + _TURN_S
+        for name, peer_url in self.spec.initial_cluster.items():
+            if name == self.spec.name or self.spec.state == "existing":
+                return
+            while not _ask(urlsplit(peer_url).netloc, "/version") and time.monotonic() < deadline:
+                time.sleep(0.003)
 
     @property
     def _log(self) -> Path:
@@ -224,13 +239,12 @@ def _by_release(etcd: Etcd) -> dict[str, str]:
     return options
 
 
-def _healthy(endpoint: str) -> bool:
-    """Ask ``/health`` over a bare socket: http.client would take longer to import than a member to start."""
+def _ask(endpoint: str, path: str) -> bytes:
+    """Return the answer to an HTTP request, or nothing. http.client takes longer to import than a member to start."""
     host, _, port = endpoint.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0) as connection:
-            connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            return connection.recv(4096)  # these answers are small and come whole; the end of the stream may tarry
     except OSError:
-        return False
-    return b'"health":"true"' in answer
+        return b""

@@ -120,4 +120,3 @@ def launch(
             start_new_session=True,  # Ctrl-C in the terminal is for the owner, who ends us in its own order
         )
     return Supervised(supervisor, ours)
-
