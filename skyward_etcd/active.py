@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Self
 
 from skyward_etcd import config
 from skyward_etcd.collections.barrier import Barrier
@@ -67,10 +68,10 @@ class Shared:
             raise TypeError(f"barrier({name!r}): say how many meet there, as in barrier({name!r}, n=4)")
         return Barrier(self._session(), name, participants)
 
-    def lock(self, name: str, timeout: float | None = None, *, ttl: float | None = None) -> Lock:
+    def lock(self, name: str, timeout: float | None = None, *, ttl: float | None = None) -> Lock:  # noqa: ARG002
         """Return the `Lock` of this name. ``timeout``: how long `acquire` waits, in seconds; ``None``: for ever.
 
-        ``ttl`` is accepted for Skyward 0.11's sake: here a dead holder's lock is freed when its session's lease ends.
+        ``ttl`` is accepted for Skyward 0.11's sake, and not used: a dead holder's lock goes with its session's lease.
         """
         return Lock(self._session(), name, timeout=timeout)
 
@@ -90,7 +91,7 @@ class Connection(Shared):
         self._leave.close()
         self._own.close()
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         self._own.open()
         self._leave.enter_context(activated(self._own))
         return self
@@ -120,9 +121,7 @@ def connect(
     where = where or config.endpoints()
     if not where:
         raise NotConnected('connect(): no endpoints. Pass endpoints=["host:2379"] or set SKYWARD_ETCD_ENDPOINTS')
-    return Connection(
-        Session(where, namespace=namespace or config.namespace(), secret=secret or config.secret())
-    )
+    return Connection(Session(where, namespace=namespace or config.namespace(), secret=secret or config.secret()))
 
 
 # ---- the active session
@@ -130,18 +129,17 @@ def connect(
 _here: ContextVar[Session | None] = ContextVar("skyward_etcd_session", default=None)
 _installed: list[Session] = []
 """Of the whole process, the last one counts: threads that a program starts do not inherit the context."""
-_why_none = ""
+_why_none = [""]
 
 
 def install(session: Session | None, *, why: str = "") -> None:
     """Make this the process's session, or with ``None`` say ``why`` there is none: for node processes."""
-    global _why_none
     _installed[:] = [session] if session is not None else []
-    _why_none = why
+    _why_none[0] = why
 
 
 @contextlib.contextmanager
-def activated(session: Session) -> Iterator[Session]:
+def activated(session: Session) -> Generator[Session]:
     """Make this the session of the block, for its thread, its tasks and the threads that they start."""
     token = _here.set(session)
     _installed.append(session)
@@ -161,7 +159,7 @@ def current() -> Session:
     """
     session = _here.get() or (_installed[-1] if _installed else None)
     if session is None:
-        raise NotConnected(_why_none or _OUTSIDE)
+        raise NotConnected(_why_none[0] or _OUTSIDE)
     return session
 
 

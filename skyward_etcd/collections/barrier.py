@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from skyward_etcd.collections.base import Collection, check_timeout
+from skyward_etcd.collections.base import Collection, check_count, check_timeout
 from skyward_etcd.errors import BrokenBarrier, Compacted
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, txn_repeatable
@@ -42,9 +42,7 @@ class Barrier(Collection):
 
     def __init__(self, session: Session, name: str, n: int) -> None:
         super().__init__(session, name)
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"barrier {name!r}: n={n!r}, but it takes at least one participant")
-        self.n = n
+        self.n = check_count(n, what=f"barrier {name!r}: n")
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until ``n`` callers wait; return a number from 0 to n - 1 that is different for each of them.
@@ -226,7 +224,7 @@ class _Gate:
     generation: int
     broken: tuple[int, ...] = ()
     mod_revision: int = 0
-    arrivals: list[bytes] = field(default_factory=list)
+    arrivals: Sequence[bytes] = ()
     """Who had arrived when we did."""
 
     @classmethod
@@ -239,4 +237,3 @@ class _Gate:
 
     def is_unmoved(self, key: bytes) -> pb.Compare:
         return kv.modified_at(key, self.mod_revision)
-

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, get_args
 from skyward_etcd.ops.layout import Kind, check_name
 from skyward_etcd.session.session import Session
 
-__all__ = ["Collection", "Consistency", "check_consistency", "check_timeout"]
+__all__ = ["Collection", "Consistency", "check_consistency", "check_count", "check_timeout"]
 
 Consistency = Literal["eventual", "strong"]
 
@@ -25,7 +25,7 @@ def check_consistency(consistency: object) -> Consistency:
     raise ValueError(f'consistency={consistency!r}: it is "eventual" (the default) or "strong"')
 
 
-def check_timeout(timeout: float | None) -> float | None:
+def check_timeout(timeout: object) -> float | None:
     """Return a duration in seconds if it is one.
 
     Raises:
@@ -39,6 +39,20 @@ def check_timeout(timeout: float | None) -> float | None:
     if not timeout >= 0:
         raise ValueError(f"timeout={timeout!r}: it is in seconds from 0, or None to wait for ever")
     return timeout
+
+
+def check_count(n: object, *, what: str) -> int:
+    """Return a number if it is a whole one from 1.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it is less than 1.
+    """
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"{what} is a whole number, not {n!r}")
+    if n < 1:
+        raise ValueError(f"{what} is at least 1, not {n}")
+    return n
 
 
 class Collection:

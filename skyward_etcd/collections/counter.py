@@ -116,9 +116,9 @@ class Counter(Collection):
         """
         yield from agree(self._session, self.kind, self.name)
         identity: Identity = yield Identify()
-        shard: _Shard | None = identity.notes.get(self._prefix)
-        if shard is None:
-            shard = identity.notes.setdefault(self._prefix, _Shard(self._shards + identity.id.encode()))
+        shard: _Shard = identity.notes.get(self._prefix) or identity.notes.setdefault(
+            self._prefix, _Shard(self._shards + identity.id.encode())
+        )
         ticket = shard.enter(n)
         try:
             while not ticket.is_done:

@@ -282,7 +282,7 @@ class Dict(Collection):
             holds = kv.modified_at(at, there.mod_revision)
 
     def _update(self, other: Pairs, entries: Mapping[str, Any]) -> Operation[None]:
-        pairs = other.items() if isinstance(other, Mapping) else other
+        pairs: Iterable[tuple[Any, Any]] = other.items() if isinstance(other, Mapping) else other
         data: builtins.dict[bytes, bytes] = {}
         for key, value in (*pairs, *entries.items()):
             at = self._at(key)

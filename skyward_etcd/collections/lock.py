@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from types import TracebackType
 
 from skyward_etcd.collections.base import Collection, check_timeout
@@ -114,7 +115,7 @@ class Lock(Collection):
             except BaseException:
                 yield Later(Call(DELETE_RANGE, pb.DeleteRangeRequest(key=key)))
                 raise
-            hold = Hold(self, identity, key, token, who)
+            hold = Hold(self._what, identity, key, token, who=who, session=self._session, release=self._release)
             self._session.notes[self._prefix, who] = hold
             return hold
 
@@ -208,13 +209,25 @@ class Lock(Collection):
 class Hold:
     """A lock while it is held: what `Lock.acquire` returns."""
 
-    def __init__(self, lock: Lock, identity: Identity, key: bytes, token: int, who: caller.Caller) -> None:
+    def __init__(
+        self,
+        what: str,
+        identity: Identity,
+        key: bytes,
+        token: int,
+        *,
+        who: caller.Caller,
+        session: Session,
+        release: Callable[[Hold], Operation[None]],
+    ) -> None:
         self.token = token
         """The fencing token: greater than that of every earlier hold of this lock."""
         self.key = key
         self.who = who
         self.is_released = False
-        self._lock = lock
+        self._what = what
+        self._session = session
+        self._release = release
         self._identity = identity
 
     @property
@@ -229,13 +242,12 @@ class Hold:
             NotHeld: it was released before.
             HoldLost: the lease had ended before.
         """
-        self._lock._run(self._lock._release(self))
+        self._session.run(self._release(self))
 
     async def release_async(self) -> None:
         """`release`, without blocking the event loop."""
-        await self._lock._run_async(self._lock._release(self))
+        await self._session.run_async(self._release(self))
 
     def __repr__(self) -> str:
         state = "released" if self.is_released else "valid" if self.valid else "lost"
-        return f"<hold of {self._lock._what}, token {self.token}, {state}>"
-
+        return f"<hold of {self._what}, token {self.token}, {state}>"

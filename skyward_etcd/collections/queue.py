@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skyward_etcd.collections.base import Collection, check_timeout
+from skyward_etcd.collections.base import Collection, check_count, check_timeout
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, recall, txn_repeatable
 from skyward_etcd.ops.effects import Await, Identify, Identity, Now, Operation, Watch
@@ -92,11 +92,11 @@ class Queue(Collection):
 
         One round trip for each 48 items.
         """
-        return self._run(self._get(_check_count(n), timeout))
+        return self._run(self._get(check_count(n, what="n"), timeout))
 
     async def get_many_async(self, n: int, timeout: float | None = None) -> list[Any]:
         """`get_many`, without blocking the event loop."""
-        return await self._run_async(self._get(_check_count(n), timeout))
+        return await self._run_async(self._get(check_count(n, what="n"), timeout))
 
     # Skyward 0.11 and later say it so:
     offer, offer_async = put, put_async
@@ -285,9 +285,7 @@ class Queue(Collection):
             tail = _number(reply.responses[1].response_range.kvs)
             if found:
                 first = min(item.key[: len(end)] for item in found)
-                ordered = sorted(
-                    (item.create_revision, item.key) for item in found if item.key.startswith(first)
-                )
+                ordered = sorted((item.create_revision, item.key) for item in found if item.key.startswith(first))
                 head.page, head.candidates = self._page_of(first), [key for _, key in ordered]
                 return
             if page + window > tail:
@@ -395,9 +393,3 @@ def _chunks(data: Sequence[bytes]) -> Iterator[list[bytes]]:
         size += len(value)
     if chunk:
         yield chunk
-
-
-def _check_count(n: int) -> int:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n={n!r}: take at least one item")
-    return n

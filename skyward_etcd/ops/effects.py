@@ -54,7 +54,10 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Await:
-    """Wait for any of the signals until the ``deadline`` (`Now`'s clock; ``None``: for ever). Result: whether one came."""
+    """Wait for any of the signals until the ``deadline``; the result is whether one came.
+
+    The deadline is on `Now`'s clock; ``None``: for ever.
+    """
 
     deadline: float | None
     signals: tuple[Signal, ...]

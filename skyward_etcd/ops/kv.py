@@ -58,9 +58,7 @@ def put(key: bytes, value: bytes = b"", *, lease: int = 0) -> pb.RequestOp:
 
 def delete(key: bytes, range_end: bytes = b"", *, with_value: bool = False) -> pb.RequestOp:
     """Delete a key or an interval; ``with_value``: and return what was there."""
-    return pb.RequestOp(
-        request_delete_range=pb.DeleteRangeRequest(key=key, range_end=range_end, prev_kv=with_value)
-    )
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key, range_end=range_end, prev_kv=with_value))
 
 
 def get(

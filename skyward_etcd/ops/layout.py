@@ -37,7 +37,9 @@ def check_name(name: object, *, what: str = "a collection's name") -> str:
 
 def encode_name(name: str) -> str:
     """Return the name as it stands in keys: ``/``, ``%`` and control characters as ``%XX``."""
-    return _ESCAPED.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), name)
+    return _ESCAPED.sub(
+        lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), name
+    )
 
 
 def decode_name(text: str) -> str:

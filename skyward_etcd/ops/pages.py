@@ -19,17 +19,17 @@ def read_all(prefix: bytes, *, serializable: bool, seen: int, keys_only: bool = 
     One round trip for each 10,000 keys. If etcd compacts that revision away meanwhile, it begins again.
     """
     while True:
+        request = pb.RangeRequest(
+            key=prefix, range_end=kv.prefix_end(prefix), limit=_PAGE, keys_only=keys_only, serializable=serializable
+        )
         try:
-            return (yield from _read_pages(prefix, serializable, seen, keys_only))
+            return (yield from _read_pages(request, seen))
         except Compacted:
             continue
 
 
-def _read_pages(prefix: bytes, serializable: bool, seen: int, keys_only: bool) -> Operation[list[pb.KeyValue]]:
+def _read_pages(request: pb.RangeRequest, seen: int) -> Operation[list[pb.KeyValue]]:
     kvs: list[pb.KeyValue] = []
-    request = pb.RangeRequest(
-        key=prefix, range_end=kv.prefix_end(prefix), limit=_PAGE, keys_only=keys_only, serializable=serializable
-    )
     while True:
         reply = yield from range_(request, seen=seen)
         kvs.extend(reply.kvs)

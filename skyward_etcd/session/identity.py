@@ -27,7 +27,7 @@ class Slot:
 
 
 class Identity:
-    """One process with its lease. When the lease is lost, ``lost`` is set once, and the next one is another identity."""
+    """One process with its lease. When the lease is lost, ``lost`` is set, once; what follows is another identity."""
 
     def __init__(self, lease: int, slot_key: Callable[[str, int], bytes]) -> None:
         self.lease = lease

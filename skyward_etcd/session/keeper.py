@@ -5,6 +5,7 @@ A lost lease is noticed once and told to all: ``identity.lost`` is set, and the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from skyward_etcd.errors import LeaseNotFound, NotConnected, SkywardEtcdError, Unavailable
+from skyward_etcd.errors import EtcdError, NotConnected, SkywardEtcdError, Unavailable
 from skyward_etcd.ops.effects import Call
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.signals import Signal
@@ -167,10 +168,8 @@ class Keeper:
     def _tidy(self) -> None:
         while self._left_behind:
             call = self._left_behind[0]
-            try:
+            with contextlib.suppress(EtcdError):  # refused for good: asking again would not help
                 self._call(call.method, call.request)
-            except LeaseNotFound:
-                pass
             self._left_behind.popleft()
 
     def _call(self, method: Any, request: Any) -> Any:

@@ -29,7 +29,7 @@ def run(session: Session, operation: Operation[T]) -> T:
         while True:
             try:
                 result = _perform(session, effect)
-            except BaseException as error:  # the operation cleans up after whatever it is, then it goes on its way
+            except BaseException as error:  # noqa: BLE001 - the operation cleans up after whatever it is, and raises it
                 effect = throw(error)
             else:
                 effect = send(result)
@@ -45,7 +45,7 @@ async def run_async(session: Session, operation: Operation[T]) -> T:
         while True:
             try:
                 result = await _perform_async(session, effect)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001
                 effect = throw(error)
             else:
                 effect = send(result)
@@ -66,11 +66,11 @@ def _perform(session: Session, effect: Effect) -> Any:
     if type(effect) is Watch:
         watching = _watch(session, effect)
         try:
-            live = wait((watching.live,), session.limits.operation_s)
+            wait((watching.live,), session.limits.operation_s)
         except BaseException:
             watching.close()
             raise
-        return _live(session, watching, live)
+        return _confirmed(session, watching)
     if type(effect) is Await:
         return wait(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
     if type(effect) is Backoff:
@@ -92,11 +92,11 @@ async def _perform_async(session: Session, effect: Effect) -> Any:
     if type(effect) is Watch:
         watching = _watch(session, effect)
         try:
-            live = await wait_async((watching.live,), session.limits.operation_s)
+            await wait_async((watching.live,), session.limits.operation_s)
         except BaseException:
             watching.close()
             raise
-        return _live(session, watching, live)
+        return _confirmed(session, watching)
     if type(effect) is Await:
         return await wait_async(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
     if type(effect) is Backoff:
@@ -122,8 +122,8 @@ def _watch(session: Session, effect: Watch) -> Watching:
     return session.hub.open(effect.key, effect.range_end, start=effect.start, hand_out=effect.hand_out)
 
 
-def _live(session: Session, watching: Watching, live: bool) -> Watching:
-    if live:
+def _confirmed(session: Session, watching: Watching) -> Watching:
+    if watching.live.is_set():
         return watching
     watching.close()
     raise Unavailable(f"no member of {', '.join(session.wire.endpoints)} confirmed a watch", maybe_applied=False)

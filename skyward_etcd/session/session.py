@@ -7,14 +7,14 @@ tasks at once. After a fork the child is a session of its own: it holds nothing 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from skyward_etcd.config import Limits
 from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
@@ -33,6 +33,7 @@ T = TypeVar("T")
 __all__ = ["Session"]
 
 _SHORTEST_TTL_S = 5.0
+_DEFAULT_LIMITS = Limits()
 
 
 class Session:
@@ -46,7 +47,7 @@ class Session:
         secret: bytes | None = None,
         node: str = "",
         tls: Tls | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = _DEFAULT_LIMITS,
     ) -> None:
         """Describe a session.
 
@@ -61,7 +62,9 @@ class Session:
         if isinstance(endpoints, str) or not endpoints:
             raise ValueError(f"endpoints is a list of host:port, not {endpoints!r}")
         if limits.ttl_s < _SHORTEST_TTL_S:
-            raise ValueError(f"ttl_s={limits.ttl_s}: a lease under {_SHORTEST_TTL_S:.0f} s is lost to a slow garbage collection")
+            raise ValueError(
+                f"ttl_s={limits.ttl_s}: a lease under {_SHORTEST_TTL_S:.0f} s is lost to a slow garbage collection"
+            )
         self.endpoints = tuple(endpoints)
         self.layout = Layout(namespace)
         self.codec = Codec(secret, limit=limits.value_bytes)
@@ -87,7 +90,7 @@ class Session:
         )
         self.hub = WatchHub(self._streams, self.saw)
 
-    def open(self) -> Session:
+    def open(self) -> Self:
         """Get a lease, so that errors of the configuration show here. Two round trips.
 
         Raises:
@@ -108,7 +111,7 @@ class Session:
         self.wire.close()
         self._streams.close()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self.open()
 
     def __exit__(
@@ -184,10 +187,8 @@ class Session:
     def close_at_exit(self) -> None:
         """Close without complaint: the interpreter is going."""
         if self._pid == os.getpid():
-            try:
+            with contextlib.suppress(SkywardEtcdError):
                 self.close()
-            except SkywardEtcdError:
-                pass
 
 
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 
@@ -62,13 +63,11 @@ def wait(signals: Sequence[Signal], timeout_s: float | None) -> bool:
     parked.acquire()
 
     def wake() -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # another signal was first
             parked.release()
-        except RuntimeError:  # another signal was first
-            pass
 
     try:
-        if not all([signal.arm(wake) for signal in signals]):
+        if not all(signal.arm(wake) for signal in signals):
             return True
         return parked.acquire(timeout=-1 if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX))
     finally:
@@ -82,13 +81,11 @@ async def wait_async(signals: Sequence[Signal], timeout_s: float | None) -> bool
     woken: asyncio.Future[None] = loop.create_future()
 
     def wake() -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(lambda: None if woken.done() else woken.set_result(None))
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            pass
 
     try:
-        if not all([signal.arm(wake) for signal in signals]):
+        if not all(signal.arm(wake) for signal in signals):
             return True
         done, _ = await asyncio.wait((woken,), timeout=None if timeout_s is None else max(0.0, timeout_s))
         return bool(done)

@@ -165,9 +165,7 @@ class WatchHub:
             if not watch.shared or len(self._idle) > _IDLE_WATCHES:
                 gone = watch if not watch.shared else next(iter(self._idle.values()))
                 self._drop(gone)
-                self._requests.put(
-                    pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=gone.id))
-                )
+                self._requests.put(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=gone.id)))
 
     def close(self) -> None:
         """End the stream and its thread. Watchers are woken."""

@@ -103,13 +103,25 @@ class Wire:
         except grpc.aio.UsageError as error:
             raise self._closed(error, endpoint, method.path) from None
 
-    def stream(self, method: Method[Any, Reply], requests: Iterator[Any], *, require_leader: bool = False) -> Stream:
-        """Open a two-way stream at the preferred endpoint. ``require_leader``: end it when the member has no leader."""
+    def stream(
+        self,
+        method: Method[Any, Any],
+        requests: Iterator[Any],
+        *,
+        timeout_s: float | None = None,
+        require_leader: bool = False,
+    ) -> Stream:
+        """Open a two-way stream at the preferred endpoint.
+
+        ``timeout_s`` bounds its whole life; ``require_leader`` ends it when the member has lost its leader.
+        """
         endpoint = self.endpoints[self._preferred]
         call: Any = self._channel(endpoint).stream_stream(
             method.path, request_serializer=method.encode, response_deserializer=method.decode
         )
-        return Stream(self, endpoint, method, call(requests, metadata=_HAS_LEADER if require_leader else None))
+        return Stream(
+            self, endpoint, method, call(requests, timeout=timeout_s, metadata=_HAS_LEADER if require_leader else None)
+        )
 
     def switch(self, endpoint: str) -> None:
         """Send the next calls elsewhere, if they still go to ``endpoint``."""
