@@ -282,9 +282,9 @@ class Dict(Collection):
             holds = kv.modified_at(at, there.mod_revision)
 
     def _update(self, other: Pairs, entries: Mapping[str, Any]) -> Operation[None]:
-        pairs: Iterable[tuple[Any, Any]] = other.items() if isinstance(other, Mapping) else other
+        pairs: builtins.dict[Any, Any] = {**builtins.dict(other), **entries}
         data: builtins.dict[bytes, bytes] = {}
-        for key, value in (*pairs, *entries.items()):
+        for key, value in pairs.items():
             at = self._at(key)
             data[at] = self._encode(at, value)
         yield from agree(self._session, self.kind, self.name)
