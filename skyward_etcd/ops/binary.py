@@ -1,7 +1,7 @@
 """The binary form of values that JSON would change: exactly the types of one table, nested in each other, as msgpack.
 
 What is unpacked equals what was packed, down to the last type. Packing refuses all other types and all subclasses;
-unpacking runs nothing but the constructors named here, in memory that is a small multiple of the bytes it was given.
+unpacking runs nothing but the constructors named here, in memory proportional to the bytes it was given.
 """
 
 from __future__ import annotations
@@ -148,13 +148,15 @@ def _apart_array(value: Any) -> tuple[object, ...]:
 
 def _described(dtype: Any) -> Any:
     """Return the plain description of a numpy ``dtype``, or None if there is none from which the same dtype is made."""
-    if dtype.hasobject or dtype.kind not in "biufcmMSUV":
+    if dtype.hasobject or dtype.metadata or dtype.kind not in "biufcmMSUV":
         return None
     formats = _numpy().lib.format
-    descr = formats.dtype_to_descr(dtype)
+    try:
+        descr = formats.dtype_to_descr(dtype)
+    except ValueError:  # fields that overlap, or lie in another order than they are named
+        return None
     again = formats.descr_to_dtype(descr)
-    same = again == dtype and again.type is dtype.type and again.isalignedstruct == dtype.isalignedstruct
-    return descr if same else None
+    return descr if again == dtype and again.type is dtype.type else None
 
 
 def _build_array(parts: list[Any]) -> Any:

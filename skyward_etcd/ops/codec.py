@@ -11,7 +11,6 @@ import hmac
 import importlib
 import json
 import pickle
-from collections.abc import Callable
 from typing import Any, Final, cast
 
 from skyward_etcd.errors import CorruptValue, UnsupportedType
@@ -137,7 +136,6 @@ _CONSTANTS: Final = {None: b"null", True: b"true", False: b"false"}
 _LONGEST_NUMBER: Final = 640
 """Any Python reads numbers of fewer digits: the lowest limit that ``sys.set_int_max_str_digits`` takes."""
 
-_type: Final[Callable[[object], type[object]]] = type
 _encoder: Final = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -159,22 +157,23 @@ def _json(value: object, limit: int) -> bytes | None:
 
 def _is_plain(value: object, limit: int) -> bool:  # noqa: C901 - in pieces, it takes small values twice as long
     """Tell whether ``value`` holds JSON's types only: level by level, so that neither depth nor cycles can hurt."""
-    level: list[Any] = [value]
+    level: list[object] = [value]
     seen = 0
     for _ in range(MAX_DEPTH):
-        deeper: list[Any] = []
+        deeper: list[object] = []
         for container in level:
-            kind, items = _type(container), container
+            kind = type(container)
+            items: Any = container
             if kind is dict:
                 for key in items:
-                    if _type(key) is not str:
+                    if type(key) is not str:
                         return False
                 items = items.values()
             elif kind is not list:
                 return False
             seen += len(items)
             for item in items:
-                if _type(item) not in _SCALARS:
+                if type(item) not in _SCALARS:
                     deeper.append(item)  # noqa: PERF401 - most are empty, and short
         if not deeper:
             return True

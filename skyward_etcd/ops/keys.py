@@ -163,7 +163,7 @@ def _decimal(key: Decimal, _depth: int) -> str:
     if not key.is_finite():
         return _float(float("nan") if key.is_nan() else float(key), 0)
     if key and abs(key.adjusted()) + len(key.as_tuple().digits) > _MAX_BITS:  # before its ratio fills the memory
-        raise ValueTooLarge(f"{key} has too many digits for a number in a dict key")
+        raise ValueTooLarge(f"a Decimal of the order of 1E{key.adjusted():+} has too many digits for a dict key")
     return _ratio(*key.as_integer_ratio())
 
 
@@ -192,7 +192,7 @@ def _decimal_text(above: int, below: int) -> str:
     places = 1
     while 10**places % below:
         places += 1
-    digits = f"{abs(above) * 10**places // below:0{places + 1}}"
+    digits = str(Decimal(abs(above) * 10**places // below)).zfill(places + 1)  # str(int) may be limited in digits
     return f"{'-' if above < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
