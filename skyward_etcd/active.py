@@ -101,6 +101,17 @@ class Connection(Shared):
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        await self._own.open_async()
+        self._leave.enter_context(activated(self._own))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave.close()
+        await self._own.close_async()
+
 
 def connect(
     endpoints: Sequence[str] | None = None, *, namespace: str | None = None, secret: bytes | None = None

@@ -21,6 +21,7 @@ __all__ = ["ABSENT", "Absent", "Dict"]
 
 _CHUNK_ENTRIES = 100
 _CHUNK_BYTES = 512 * 1024
+_COMPARED_BYTES = 64 * 1024
 
 
 @final
@@ -264,7 +265,9 @@ class Dict(Collection):
     def _compare_and_set(self, key: Hashable, expected: Any, value: Any) -> Operation[bool]:
         at = self._at(key)
         data = self._encode(at, value)
-        holds = kv.absent(at) if expected is ABSENT else kv.value_is(at, self._encode(at, expected))
+        wanted = b"" if expected is ABSENT else self._encode(at, expected)
+        # Two large values are too large for one request: then the first try finds out the version to replace.
+        holds = kv.value_is(at, wanted if len(wanted) <= _COMPARED_BYTES else b"") if wanted else kv.absent(at)
         yield from agree(self._session, self.kind, self.name)
         while True:
             store = Alternative((holds,), (kv.put(at, data),))

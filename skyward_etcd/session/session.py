@@ -6,6 +6,7 @@ tasks at once. After a fork the child is a session of its own: it holds nothing 
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import os
@@ -24,7 +25,7 @@ from skyward_etcd.ops.layout import Layout
 from skyward_etcd.session import runner
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.keeper import Keeper
-from skyward_etcd.session.signals import Signal, wait
+from skyward_etcd.session.signals import Signal, wait, wait_async
 from skyward_etcd.session.watch import WatchHub
 from skyward_etcd.wire.client import Tls, Wire
 
@@ -101,6 +102,13 @@ class Session:
         self.joined_identity()
         return self
 
+    async def open_async(self) -> Self:
+        """`open`, without blocking the event loop."""
+        self.join()
+        await wait_async((self.joined,), self.limits.operation_s)
+        self.joined_identity()
+        return self
+
     def close(self) -> None:
         """Give back the lease and all that hangs on it, and end the threads. May be called twice."""
         if self._closed:
@@ -118,6 +126,11 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def close_async(self) -> None:
+        """`close`, without blocking the event loop."""
+        await self.wire.close_async()
+        await asyncio.to_thread(self.close)
 
     @property
     def id(self) -> str:

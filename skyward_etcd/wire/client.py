@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from skyward_etcd.errors import SkywardEtcdError
+from skyward_etcd.errors import NotConnected, SkywardEtcdError
 from skyward_etcd.wire.methods import Method
 from skyward_etcd.wire.status import translate
 
@@ -65,6 +65,7 @@ class Wire:
         self._tls = tls
         self._preferred = 0
         self._lock = threading.Lock()
+        self._closed = False
         self._forget()
         _WIRES.add(self)
 
@@ -92,10 +93,7 @@ class Wire:
     async def call_async(self, method: Method[Any, Reply], request: Any, *, timeout_s: float) -> Reply:
         """`call`, without blocking the event loop."""
         endpoint = self.endpoints[self._preferred]
-        loop = asyncio.get_running_loop()
-        stubs = self._loops.get(loop)
-        if stubs is None:
-            stubs = self._loops[loop] = _LoopStubs(self._tls)
+        stubs = self._loops.get(asyncio.get_running_loop()) or self._of_this_loop()
         try:
             return await stubs.of(endpoint, method)(request, timeout=timeout_s)  # type: ignore[no-any-return]
         except grpc.aio.AioRpcError as error:
@@ -130,12 +128,19 @@ class Wire:
                 self._preferred = (self._preferred + 1) % len(self.endpoints)
 
     def close(self) -> None:
-        """Close the blocking channels. Those of event loops close with their loop's last reference."""
+        """Close the channels, for good. Those of an event loop close in `close_async`, else with their loop."""
         with self._lock:
+            self._closed = True
             channels = list(self._channels.values())
             self._forget()
         for channel in channels:
             channel.close()
+
+    async def close_async(self) -> None:
+        """Close the channels of the running event loop."""
+        stubs = self._loops.pop(asyncio.get_running_loop(), None)
+        if stubs is not None:
+            await stubs.close()
 
     def failed(self, error: Any, endpoint: str, path: str) -> SkywardEtcdError:
         """Return what the failure of a stream means, and leave the endpoint if it is to blame."""
@@ -152,6 +157,7 @@ class Wire:
 
     def _channel(self, endpoint: str) -> grpc.Channel:
         with self._lock:
+            self._check_open()
             channel = self._channels.get(endpoint)
             if channel is None:
                 channel = self._channels[endpoint] = (
@@ -168,10 +174,22 @@ class Wire:
         self._stubs[endpoint, method.path] = stub
         return stub
 
+    def _of_this_loop(self) -> _LoopStubs:
+        with self._lock:
+            self._check_open()
+            for loop in [loop for loop in self._loops if loop.is_closed()]:
+                del self._loops[loop]
+            stubs = self._loops[asyncio.get_running_loop()] = _LoopStubs(self._tls)
+        return stubs
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotConnected("the session is closed: open another with connect() or Compute()")
+
     def _forget(self) -> None:
         self._channels: dict[str, grpc.Channel] = {}
         self._stubs: dict[tuple[str, str], Any] = {}
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopStubs] = weakref.WeakKeyDictionary()
+        self._loops: dict[asyncio.AbstractEventLoop, _LoopStubs] = {}
 
     def after_fork(self) -> None:
         """Open new channels from now on: a child that touches its parent's hangs."""
@@ -222,6 +240,10 @@ class _LoopStubs:
                 method.path, request_serializer=method.encode, response_deserializer=method.decode
             )
         return stub
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
 
 
 _HAS_LEADER = (("hasleader", "true"),)
