@@ -243,7 +243,7 @@ class Options:
     autoscale_cooldown: float = 30.0
     autoscale_idle_timeout: float = 60.0
     reconcile_tick_interval: float = 15.0
-    shutdown_timeout: float = 120.0
+    shutdown_timeout: float = 10.0
     console: bool | str = True
     logging: object = True
     cluster: bool | None = None

@@ -1,0 +1,244 @@
+"""The pool's nodes: started side by side, replaced when they die, and all ended with the pool."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from skyward_etcd.cluster import binary, bootstrap
+from skyward_etcd.cluster.binary import Etcd
+from skyward_etcd.cluster.member import MemberSpec, PortTaken
+from skyward_etcd.errors import PoolError, QuorumLost
+from skyward_etcd.pool.call import Call
+from skyward_etcd.pool.dispatch import Dispatcher
+from skyward_etcd.pool.handle import NodeHandle
+from skyward_etcd.pool.link import environment
+from skyward_etcd.pool.protocol import NodeConfig
+from skyward_etcd.pool.runtime import InstanceInfo, NetworkInfo, PeerInfo
+from skyward_etcd.pool.spec import Worker
+
+__all__ = ["Blueprint", "Fleet"]
+
+_log = logging.getLogger("skyward_etcd.pool")
+
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What nodes to start."""
+
+    nodes: int
+    worker: Worker
+    clustered: bool
+    spot: bool
+    durable: Path | None
+    namespace: str
+    etcd: str | Path | None
+    env: Mapping[str, str]
+    start_s: float
+    job: str
+    secret: bytes = field(repr=False, default_factory=lambda: secrets.token_bytes(32))
+
+
+class Fleet:
+    """All nodes of one pool. What becomes ready is given to the dispatcher, what dies is taken from it."""
+
+    def __init__(self, blueprint: Blueprint, dispatcher: Dispatcher) -> None:
+        self._blueprint = blueprint
+        self._dispatcher = dispatcher
+        self._handles: dict[int, NodeHandle] = {}
+        self._members: dict[int, MemberSpec] = {}
+        """By node. A member whose node has died is no longer here."""
+        self._voters = 0
+        self._scratch: list[Path] = []
+        self._closing = False
+        self._guard = threading.Lock()
+
+    @property
+    def endpoints(self) -> list[str]:
+        """``host:port`` of the members."""
+        return [member.endpoint for member in self._members.values()]
+
+    def start(self) -> None:
+        """Start all nodes and wait until they are ready; if one fails, none is left.
+
+        Raises:
+            BinaryNotFound: there is no etcd.
+            UnsafeEtcd: the etcd to be had cannot keep what this pool promises.
+            PoolError: a node could not be started, for the reason given.
+        """
+        etcd = self._find_etcd()
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._start_all(etcd)
+            except PortTaken:
+                self.kill()
+                if attempt == _ATTEMPTS or self._blueprint.durable:
+                    raise
+            except BaseException:
+                self.kill()
+                raise
+            else:
+                return
+
+    def close(self, timeout_s: float) -> None:
+        """Let all nodes say good-bye while all members are there, then end them; kill those that take too long."""
+        self._closing = True
+        deadline = time.monotonic() + timeout_s
+        handles = list(self._handles.values())
+        try:
+            for handle in handles:
+                handle.leave()
+            for handle in handles:
+                handle.hang_up(max(0.0, deadline - time.monotonic()))
+            for handle in handles:
+                handle.join(max(1.0, deadline - time.monotonic()))
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End all nodes now, and remove what they had on disk."""
+        self._closing = True
+        with self._guard:
+            handles, self._handles = list(self._handles.values()), {}
+        for handle in handles:
+            handle.kill()
+        for directory in self._scratch:
+            shutil.rmtree(directory, ignore_errors=True)
+        self._scratch.clear()
+        self._members.clear()
+
+    def _find_etcd(self) -> Etcd | None:
+        if not self._blueprint.clustered:
+            return None
+        self._voters = bootstrap.voters(self._blueprint.nodes, spot=self._blueprint.spot)
+        return binary.find(self._blueprint.etcd, durable=self._blueprint.durable is not None, members=self._voters)
+
+    def _start_all(self, etcd: Etcd | None) -> None:
+        self._closing = False
+        if etcd:
+            self._members = dict(enumerate(self._plan()))
+        head_port = bootstrap.free_ports(1)[0]
+        infos = [self._info(index, head_port) for index in range(self._blueprint.nodes)]
+        for info in infos:
+            self._start(info, etcd)
+        self._wait_ready(list(self._handles.values()))
+        for handle in self._handles.values():
+            self._dispatcher.add(handle)
+
+    def _plan(self) -> Sequence[MemberSpec]:
+        if self._blueprint.durable:
+            return _durable_plan(self._voters, self._blueprint.durable)
+        # A directory for each node: it goes with the node, as the disk of a lost machine would.
+        specs = bootstrap.plan(self._voters, Path())
+        return [replace(spec, data_dir=self._new_scratch() / spec.name) for spec in specs]
+
+    def _new_scratch(self) -> Path:
+        self._scratch.append(Path(tempfile.mkdtemp(prefix="skyward-etcd-")))
+        return self._scratch[-1]
+
+    def _start(self, info: InstanceInfo, etcd: Etcd | None) -> NodeHandle:
+        member = self._members.get(info.node)
+        env, python_path = environment(self._blueprint.env)
+        config = NodeConfig(
+            info=info,
+            worker=self._blueprint.worker,
+            path=tuple(sys.path),
+            python_path=python_path,
+            endpoints=self._nearest_first(info.node),
+            namespace=self._blueprint.namespace,
+            secret=self._blueprint.secret,
+            etcd=etcd if member else None,
+            member=member,
+            start_s=self._blueprint.start_s,
+        )
+        handle = NodeHandle(config, on_free=self._dispatcher.assign, on_lost=self._lost)
+        with self._guard:
+            if self._closing:
+                raise PoolError("the pool is closed")
+            self._handles[info.node] = handle
+        handle.start(env, member.data_dir.parent if member and not member.durable else None)
+        return handle
+
+    def _nearest_first(self, node: int) -> tuple[str, ...]:
+        """A node asks its own member; those without one spread over all."""
+        endpoints = self.endpoints
+        own = self._members.get(node)
+        first = endpoints.index(own.endpoint) if own else node % max(1, len(endpoints))
+        return (*endpoints[first:], *endpoints[:first])
+
+    def _info(self, index: int, head_port: int) -> InstanceInfo:
+        worker = self._blueprint.worker
+        return InstanceInfo(
+            node=index,
+            total_nodes=self._blueprint.nodes,
+            workers_per_node=worker.concurrency if worker.resolved_executor == "process" else 1,
+            head_port=head_port,
+            job_id=self._blueprint.job,
+            peers=[
+                PeerInfo(node=peer, private_ip="127.0.0.1", public_ip=None) for peer in range(self._blueprint.nodes)
+            ],
+            network=NetworkInfo(interface="lo", bandwidth_gbps=0.0),
+        )
+
+    def _wait_ready(self, handles: Sequence[NodeHandle]) -> None:
+        waiting = [handle.ready for handle in handles]
+        done, late = wait(waiting, self._blueprint.start_s, FIRST_EXCEPTION)
+        for ready in done:
+            ready.result()
+        if late:
+            names = ", ".join(handle.name for handle in handles if handle.ready in late)
+            raise PoolError(f"not ready after {self._blueprint.start_s:g} s: {names}")
+
+    def _lost(self, handle: NodeHandle, code: int, calls: list[Call]) -> None:
+        """A node has died, and its member with it. Runs in the thread of the node's link."""
+        self._dispatcher.remove(handle)
+        member = self._members.pop(handle.index, None)
+        if member and len(self._members) <= self._voters // 2:
+            self._dispatcher.close(
+                QuorumLost(
+                    f"{handle.name} ended with {code}, and with it member {member.name}, one of {self._voters}: "
+                    f"the rest is no majority, so the pool's state is lost"
+                )
+            )
+        self._dispatcher.again(handle, code, calls)
+        if not self._closing:
+            _log.warning("%s ended with %s; starting another in its place", handle.name, code)
+            threading.Thread(target=self._replace, args=(handle,), name=f"new {handle.name}", daemon=True).start()
+
+    def _replace(self, dead: NodeHandle) -> None:
+        """Start a node in the place of a dead one; a pool that cannot is at its end."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                handle = self._start(dead.info, None)
+                self._wait_ready([handle])
+            except Exception as error:  # noqa: BLE001  it ends in the pool's own error
+                if self._closing:
+                    return
+                if attempt == _ATTEMPTS:
+                    self._dispatcher.close(PoolError(f"{dead.name} died and could not be replaced: {error}"))
+                time.sleep(0.1 * attempt)
+            else:
+                self._dispatcher.add(handle)
+                return
+
+
+def _durable_plan(members: int, directory: Path) -> list[MemberSpec]:
+    """The plan that the directory was made with, or a new one: members keep their addresses."""
+    specs = bootstrap._load(directory)  # pyright: ignore[reportPrivateUsage]
+    if specs is None:
+        specs = bootstrap.plan(members, directory, durable=True)
+        bootstrap._save(directory, specs)  # pyright: ignore[reportPrivateUsage]
+    if len(specs) != members:
+        raise PoolError(f"{directory} holds a cluster of {len(specs)} members, and this pool would have {members}")
+    return specs

@@ -1,0 +1,133 @@
+"""A node: a process that runs its etcd member, if it has one, and the functions that the driver sends.
+
+Started as ``python -m skyward_etcd.pool.node`` with one end of a socket as its standard input. It ends with the driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from skyward_etcd.cluster.member import Member
+from skyward_etcd.pool.channel import Channel
+from skyward_etcd.pool.protocol import Leave, Left, NodeConfig, Ready, Unready
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Be a node until the driver says otherwise, or is gone."""
+    channel = Channel(_inherited_socket())
+    config = channel.receive()
+    if not isinstance(config, NodeConfig):
+        raise TypeError(f"a node is told its configuration first, not {config!r}")
+    try:
+        node = _Node(channel, config)
+    except BaseException as error:  # noqa: BLE001  whatever it is, the driver has to hear of it
+        from skyward_etcd.pool.failure import capture
+
+        channel.send(Unready(capture(error, config.name)))
+        os._exit(1)
+    channel.send(Ready(os.getpid()))
+    node.serve()
+
+
+class _Node:
+    def __init__(self, channel: Channel, config: NodeConfig) -> None:
+        self._channel = channel
+        self._member = Member(config.etcd, config.member) if config.etcd and config.member else None
+        if self._member:
+            self._member.start()  # it takes its time, in which we import the rest
+        _become(config)
+        self._executor = _executor(channel, config)
+        if self._member:
+            self._member.wait_ready(config.start_s)
+        self._session = _join(config)
+
+    def serve(self) -> None:
+        """Do what the driver says until it hangs up. If it has died, the supervisors see to the rest."""
+        asked_to_leave = False
+        with contextlib.suppress(EOFError):
+            while True:
+                message = self._channel.receive()
+                if isinstance(message, Leave):
+                    asked_to_leave = True
+                    self._say_good_bye()
+                else:
+                    self._executor.handle(message)
+        if self._member and asked_to_leave and self._member.spec.durable:
+            self._member.stop()
+        os._exit(0)  # threads of functions that nobody waits for do not hold us
+
+    def _say_good_bye(self) -> None:
+        self._executor.close()
+        if self._session:
+            self._session.close()
+        _run_exit_handlers()
+        self._channel.send(Left())
+
+
+def _inherited_socket() -> socket.socket:
+    """Take over standard input, and leave an empty one to the functions."""
+    connection = socket.socket(fileno=os.dup(0))
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return connection
+
+
+def _become(config: NodeConfig) -> None:
+    """Make this process look like the driver's to the code that it will run."""
+    from skyward_etcd.pool import runtime
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, who ends us in its own order
+    sys.path[:] = config.path
+    if config.python_path is None:
+        os.environ.pop("PYTHONPATH", None)
+    else:
+        os.environ["PYTHONPATH"] = config.python_path
+    runtime.install(config.info)
+
+
+def _executor(channel: Channel, config: NodeConfig) -> Any:
+    from skyward_etcd.pool.printing import ThreadLines
+
+    if config.worker.resolved_executor == "process":
+        from skyward_etcd.pool.workers import ProcessExecutor
+
+        return ProcessExecutor(channel.send, config)
+    from skyward_etcd.pool.executor import ThreadExecutor
+
+    sys.stdout = ThreadLines(channel.send, "stdout")
+    sys.stderr = ThreadLines(channel.send, "stderr")
+    return ThreadExecutor(channel.send, config.name)
+
+
+def _join(config: NodeConfig) -> Any:
+    """Open the process's session, the one that ``sky.dict(…)`` means in functions."""
+    from skyward_etcd import active
+
+    if not config.endpoints:
+        active.install(None, why="this pool has no cluster: it was made with Options(cluster=False)")
+        return None
+    from skyward_etcd.session.session import Session
+
+    session = Session(config.endpoints, namespace=config.namespace, secret=config.secret, node=config.name)
+    session.open()
+    active.install(session)
+    return session
+
+
+def _run_exit_handlers() -> None:
+    import atexit
+
+    run: Any = getattr(atexit, "_run_exitfuncs")  # noqa: B009  os._exit would skip them
+    run()
+
+
+if __name__ == "__main__":
+    main()
