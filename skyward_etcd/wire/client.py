@@ -65,7 +65,7 @@ class Wire:
         self._tls = tls
         self._preferred = 0
         self._lock = threading.Lock()
-        self._closed = False
+        self._is_closed = False
         self._forget()
         _WIRES.add(self)
 
@@ -130,7 +130,7 @@ class Wire:
     def close(self) -> None:
         """Close the channels, for good. Those of an event loop close in `close_async`, else with their loop."""
         with self._lock:
-            self._closed = True
+            self._is_closed = True
             channels = list(self._channels.values())
             self._forget()
         for channel in channels:
@@ -183,7 +183,7 @@ class Wire:
         return stubs
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._is_closed:
             raise NotConnected("the session is closed: open another with connect() or Compute()")
 
     def _forget(self) -> None:
