@@ -16,12 +16,10 @@ from skyward_etcd.collections.base import Collection, check_count, check_timeout
 from skyward_etcd.errors import BrokenBarrier, Compacted
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, txn_repeatable
-from skyward_etcd.ops.effects import Await, Call, Identify, Identity, Later, Now, Operation, Watch, Watching
+from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, prove
 from skyward_etcd.session.session import Session
-from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire.methods import TXN
 
 __all__ = ["Barrier"]
 
@@ -97,7 +95,7 @@ class Barrier(Collection):
             except BrokenBarrier:
                 raise
             except BaseException:
-                yield Later(Call(TXN, self._breaking(self._known_gate())))
+                yield Later(kv.sending(self._breaking(self._known_gate())))
                 raise
             finally:
                 deaths.close()
@@ -120,11 +118,9 @@ class Barrier(Collection):
                 yield from self._read_gate()
                 continue
             if outcome.responses is not None:
-                there: Iterable[pb.KeyValue] = outcome.responses[1].response_range.kvs
+                there: Iterable[kv.KeyValue] = outcome.responses[1].response_range.kvs
             else:
-                past = pb.RangeRequest(
-                    key=arrivals, range_end=kv.prefix_end(arrivals), keys_only=True, revision=outcome.revision
-                )
+                past = kv.read(arrivals, kv.prefix_end(arrivals), keys_only=True, revision=outcome.revision)
                 there = (yield from range_(past, seen=0)).kvs
             gate.arrivals = [key for _, key in sorted((other.create_revision, other.key) for other in there)]
             return gate, gate.arrivals.index(mine)
@@ -146,14 +142,14 @@ class Barrier(Collection):
             why = "a participant died, left, or timed out" if in_time else f"not all {self.n} came in time"
             raise BrokenBarrier(f"{self._what}: generation {gate.generation} is broken for all: {why}")
 
-    def _has_lost_one(self, gate: _Gate, events: Sequence[pb.Event]) -> Operation[bool]:
+    def _has_lost_one(self, gate: _Gate, events: Sequence[kv.Event]) -> Operation[bool]:
         """Tell whether a session that ended had arrived. What it held went in one revision: look at the one before."""
         arrivals = self._arrivals(gate)
-        ended = {event.kv.key.rpartition(b"/")[2] for event in events if event.type == pb.Event.DELETE}
+        ended = {event.kv.key.rpartition(b"/")[2] for event in events if kv.is_delete(event)}
         before = events[0].kv.mod_revision - 1 if events else 0
         if events and not ended:
             return False
-        request = pb.RangeRequest(key=arrivals, range_end=kv.prefix_end(arrivals), keys_only=True, revision=before)
+        request = kv.read(arrivals, kv.prefix_end(arrivals), keys_only=True, revision=before)
         try:
             present = {found.key for found in (yield from range_(request, seen=0)).kvs}
         except Compacted:
@@ -169,11 +165,11 @@ class Barrier(Collection):
             compares += [kv.present(arrival) for arrival in gate.arrivals]
         yield from txn_repeatable(kv.txn(compares, self._moving(gate, _Gate(gate.generation + 1, gate.broken))))
 
-    def _breaking(self, gate: _Gate) -> pb.TxnRequest:
+    def _breaking(self, gate: _Gate) -> kv.Txn:
         broken = (*gate.broken, gate.generation)[-_REMEMBERED:]
         return kv.txn((gate.is_unmoved(self._gate_key),), self._moving(gate, _Gate(gate.generation + 1, broken)))
 
-    def _moving(self, gate: _Gate, to: _Gate) -> tuple[pb.RequestOp, ...]:
+    def _moving(self, gate: _Gate, to: _Gate) -> tuple[kv.Op, ...]:
         arrivals = self._arrivals(gate)
         return kv.put(self._gate_key, to.text()), kv.delete(arrivals, kv.prefix_end(arrivals))
 
@@ -184,17 +180,17 @@ class Barrier(Collection):
     def _waiting(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name, {"n": self.n})
         arrivals = self._arrivals((yield from self._read_gate()))
-        request = pb.RangeRequest(key=arrivals, range_end=kv.prefix_end(arrivals), count_only=True)
+        request = kv.read(arrivals, kv.prefix_end(arrivals), count_only=True)
         return (yield from range_(request, seen=0)).count
 
     # ---- the gate
 
     def _read_gate(self) -> Operation[_Gate]:
-        reply = yield from range_(pb.RangeRequest(key=self._gate_key), seen=0)
+        reply = yield from range_(kv.read(self._gate_key), seen=0)
         return self._remember(_Gate.read(reply.kvs[0]) if reply.kvs else _Gate(0))
 
-    def _newest(self, events: Sequence[pb.Event]) -> _Gate | None:
-        puts = [event.kv for event in events if event.type == pb.Event.PUT]
+    def _newest(self, events: Sequence[kv.Event]) -> _Gate | None:
+        puts = [event.kv for event in events if not kv.is_delete(event)]
         return self._remember(_Gate.read(puts[-1])) if puts else None
 
     def _known_gate(self) -> _Gate:
@@ -228,12 +224,12 @@ class _Gate:
     """Who had arrived when we did."""
 
     @classmethod
-    def read(cls, found: pb.KeyValue) -> _Gate:
+    def read(cls, found: kv.KeyValue) -> _Gate:
         state = json.loads(found.value)
         return cls(state["generation"], tuple(state["broken"]), found.mod_revision)
 
     def text(self) -> bytes:
         return json.dumps({"generation": self.generation, "broken": self.broken}, separators=(",", ":")).encode()
 
-    def is_unmoved(self, key: bytes) -> pb.Compare:
+    def is_unmoved(self, key: bytes) -> kv.Compare:
         return kv.modified_at(key, self.mod_revision)

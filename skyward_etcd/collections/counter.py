@@ -19,7 +19,6 @@ from skyward_etcd.ops.effects import Await, Identify, Identity, Operation, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, prove
 from skyward_etcd.session.signals import Mutex, Signal
-from skyward_etcd.wire import messages as pb
 
 __all__ = ["Counter"]
 
@@ -98,9 +97,7 @@ class Counter(Collection):
 
     def _value(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
-        request = pb.RangeRequest(
-            key=self._prefix, range_end=kv.prefix_end(self._prefix), serializable=not self._strong
-        )
+        request = kv.read(self._prefix, kv.prefix_end(self._prefix), serializable=not self._strong)
         reply = yield from range_(request, seen=self._session.seen)
         return _total(reply.kvs)
 
@@ -165,7 +162,7 @@ class Counter(Collection):
             shard.in_doubt = False
             if reply.succeeded:
                 shard.value, shard.mod_revision = value, reply.header.revision
-                kvs: Iterable[pb.KeyValue] = reply.responses[1].response_range.kvs
+                kvs: Iterable[kv.KeyValue] = reply.responses[1].response_range.kvs
                 shard.seen_shards = len(reply.responses[1].response_range.kvs)
                 return _running(_total(kvs), amounts)
             found = reply.responses[0].response_range.kvs
@@ -200,20 +197,18 @@ class Counter(Collection):
         watching = yield Watch(shard.key, start=shard.mod_revision + 1)
         try:
             yield Await(None, (watching,))
-            events: list[pb.Event] = watching.take()
+            events: list[kv.Event] = watching.take()
         finally:
             watching.close()
         if not events:
             raise OutcomeUnknown(f"{self._what}: the answer was lost, and the history that would tell is compacted")
-        return events[0].kv.mod_revision if events[0].type == pb.Event.PUT else 0
+        return events[0].kv.mod_revision if not kv.is_delete(events[0]) else 0
 
     def _fold(self, shard: _Shard) -> Operation[None]:
         """Move what ended sessions have added into the base, so that the number of shards follows that of sessions."""
         reply = yield from range_(self._all_at(0), seen=0)
         sessions = self._session.layout.sessions
-        live = yield from range_(
-            pb.RangeRequest(key=sessions, range_end=kv.prefix_end(sessions), keys_only=True), seen=0
-        )
+        live = yield from range_(kv.read(sessions, kv.prefix_end(sessions), keys_only=True), seen=0)
         alive = {found.key.removeprefix(sessions) for found in live.kvs}
         base = next((found for found in reply.kvs if found.key == self._base), None)
         dead = [
@@ -233,8 +228,8 @@ class Counter(Collection):
         request = kv.txn(compares, [kv.put(self._base, b"%d" % total), *(kv.delete(found.key) for found in dead)])
         yield from once(request, request, what=self._what)
 
-    def _all_at(self, revision: int) -> pb.RangeRequest:
-        return pb.RangeRequest(key=self._prefix, range_end=kv.prefix_end(self._prefix), revision=revision)
+    def _all_at(self, revision: int) -> kv.Read:
+        return kv.read(self._prefix, kv.prefix_end(self._prefix), revision=revision)
 
     @property
     def _base(self) -> bytes:
@@ -323,7 +318,7 @@ class _Shard:
         heir.signal.set()
 
 
-def _total(kvs: Iterable[pb.KeyValue]) -> int:
+def _total(kvs: Iterable[kv.KeyValue]) -> int:
     return sum(int(found.value) for found in kvs)
 
 

@@ -8,14 +8,12 @@ from typing import Any, Final, final
 
 from skyward_etcd.collections.base import Collection
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import range_, recall, repeatable, txn_repeatable
+from skyward_etcd.ops.attempt import put_repeatable, range_, recall, txn_repeatable
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.keys import decode_key, encode_key
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.pages import read_all
 from skyward_etcd.ops.proof import Alternative, prove
-from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire.methods import PUT
 
 __all__ = ["ABSENT", "Absent", "Dict"]
 
@@ -211,7 +209,7 @@ class Dict(Collection):
     def _get(self, key: Hashable, default: Any) -> Operation[Any]:
         at = self._at(key)
         yield from agree(self._session, self.kind, self.name)
-        request = pb.RangeRequest(key=at, serializable=not self._strong)
+        request = kv.read(at, serializable=not self._strong)
         reply = yield from range_(request, seen=self._session.seen)
         return self._decode(reply.kvs[0]) if reply.kvs else default
 
@@ -222,7 +220,7 @@ class Dict(Collection):
         if self._strong:
             yield from prove([Alternative((), (kv.put(at, data),))], what=self._what)
         else:
-            yield from repeatable(PUT, pb.PutRequest(key=at, value=data))
+            yield from put_repeatable(at, data)
 
     def _delete(self, key: Hashable) -> Operation[bool]:
         at = self._at(key)
@@ -233,7 +231,7 @@ class Dict(Collection):
     def _contains(self, key: Hashable) -> Operation[bool]:
         at = self._at(key)
         yield from agree(self._session, self.kind, self.name)
-        request = pb.RangeRequest(key=at, count_only=True, serializable=not self._strong)
+        request = kv.read(at, count_only=True, serializable=not self._strong)
         reply = yield from range_(request, seen=self._session.seen)
         return bool(reply.count)
 
@@ -299,9 +297,9 @@ class Dict(Collection):
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
-        request = pb.RangeRequest(
-            key=self._prefix,
-            range_end=kv.prefix_end(self._prefix),
+        request = kv.read(
+            self._prefix,
+            kv.prefix_end(self._prefix),
             count_only=True,
             serializable=not self._strong,
         )
@@ -331,12 +329,12 @@ class Dict(Collection):
     def _encode(self, at: bytes, value: Any) -> bytes:
         return self._session.codec.encode(value, key=at, what=self._what)
 
-    def _decode(self, found: pb.KeyValue) -> Any:
+    def _decode(self, found: kv.KeyValue) -> Any:
         return self._session.codec.decode(found.value, key=found.key)
 
 
-def _chunks(data: Mapping[bytes, bytes]) -> Iterator[list[pb.RequestOp]]:
-    chunk: list[pb.RequestOp] = []
+def _chunks(data: Mapping[bytes, bytes]) -> Iterator[list[kv.Op]]:
+    chunk: list[kv.Op] = []
     size = 0
     for at, value in data.items():
         if chunk and (len(chunk) == _CHUNK_ENTRIES or size + len(at) + len(value) > _CHUNK_BYTES):

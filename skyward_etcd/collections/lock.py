@@ -16,12 +16,10 @@ from skyward_etcd.collections.base import Collection, check_timeout
 from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import once, txn_repeatable
-from skyward_etcd.ops.effects import Await, Call, Identify, Identity, Later, Now, Operation, Renounce, Watch
+from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Renounce, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.session import caller
 from skyward_etcd.session.session import Session
-from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire.methods import DELETE_RANGE
 
 __all__ = ["Hold", "Lock"]
 
@@ -110,10 +108,10 @@ class Lock(Collection):
                 if isinstance(unknown.__cause__, LeaseNotFound):
                     yield Renounce(identity)
                     continue
-                yield Later(Call(DELETE_RANGE, pb.DeleteRangeRequest(key=key)))
+                yield Later(kv.deleting(key))
                 raise
             except BaseException:
-                yield Later(Call(DELETE_RANGE, pb.DeleteRangeRequest(key=key)))
+                yield Later(kv.deleting(key))
                 raise
             hold = Hold(self._what, identity, key, token, who=who, session=self._session, release=self._release)
             self._session.notes[self._prefix, who] = hold
@@ -186,7 +184,7 @@ class Lock(Collection):
         try:
             reply, doubt = yield from once(request, request, what=self._what)
         except BaseException:
-            yield Later(Call(DELETE_RANGE, pb.DeleteRangeRequest(key=hold.key)))
+            yield Later(kv.deleting(hold.key))
             raise
         if not reply.succeeded and not doubt:
             raise HoldLost(

@@ -18,7 +18,6 @@ from skyward_etcd.ops.attempt import range_, recall, txn_repeatable
 from skyward_etcd.ops.effects import Await, Identify, Identity, Now, Operation, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
-from skyward_etcd.wire import messages as pb
 
 __all__ = ["Queue"]
 
@@ -171,7 +170,7 @@ class Queue(Collection):
             puts.append(kv.put(self._page_key, b"%d" % (page + 1)))
         return Alternative((self._is_current(page),), puts)
 
-    def _is_current(self, page: int) -> pb.Compare:
+    def _is_current(self, page: int) -> kv.Compare:
         return kv.value_is(self._page_key, b"%d" % page) if page else kv.absent(self._page_key)
 
     # ---- the algorithms: getting
@@ -199,7 +198,7 @@ class Queue(Collection):
                 found = yield from self._take(n)
                 if found or not (yield Await(deadline, (watching,))):
                     return found
-                events: list[pb.Event] = watching.take()
+                events: list[kv.Event] = watching.take()
                 if len(events) == 1:
                     found = yield from self._take_fresh(events[0].kv)
                     if found:
@@ -207,17 +206,11 @@ class Queue(Collection):
         finally:
             watching.close()
 
-    def _take_fresh(self, item: pb.KeyValue) -> Operation[list[Any]]:
+    def _take_fresh(self, item: kv.KeyValue) -> Operation[list[Any]]:
         """Take the item that a watch told of, if nothing older is left: one round trip from put to get."""
         head = self._head()
         start = self._items(head.page)
-        is_oldest = pb.Compare(
-            target=pb.Compare.CREATE,
-            result=pb.Compare.GREATER,
-            key=start,
-            range_end=kv.prefix_end(self._prefix + b"items/"),
-            create_revision=item.create_revision - 1,
-        )
+        is_oldest = kv.all_created_from(item.create_revision, start, kv.prefix_end(self._prefix + b"items/"))
         if item.key < start:
             return []
         outcome = yield from prove(
@@ -262,7 +255,7 @@ class Queue(Collection):
         values: list[Any] = []
         for number, key in enumerate(keys):
             if outcome.responses is not None:
-                item: pb.KeyValue | None = outcome.responses[number].response_delete_range.prev_kvs[0]
+                item: kv.KeyValue | None = outcome.responses[number].response_delete_range.prev_kvs[0]
             else:
                 item = yield from recall(key, outcome.revision - 1, what=self._what)
             if item is not None:
@@ -306,7 +299,7 @@ class Queue(Collection):
         reply = yield from txn_repeatable(kv.txn(then=(kv.get(self._head_key),)))
         start = self._items(_number(reply.responses[0].response_range.kvs))
         end = kv.prefix_end(self._prefix + b"items/")
-        count = yield from range_(pb.RangeRequest(key=start, range_end=end, count_only=True), seen=0)
+        count = yield from range_(kv.read(start, end, count_only=True), seen=0)
         return count.count
 
     def _clear(self) -> Operation[None]:
@@ -378,7 +371,7 @@ class _Head:
             self.candidates = candidates[candidates.index(last) + 1 :]
 
 
-def _number(kvs: Sequence[pb.KeyValue]) -> int:
+def _number(kvs: Sequence[kv.KeyValue]) -> int:
     return int(kvs[0].value) if kvs else 0
 
 

@@ -13,7 +13,6 @@ from skyward_etcd.ops.keys import decode_key, encode_key
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.pages import read_all
 from skyward_etcd.ops.proof import Alternative, prove
-from skyward_etcd.wire import messages as pb
 
 __all__ = ["Set"]
 
@@ -127,7 +126,7 @@ class Set(Collection):
     def _contains(self, value: Hashable) -> Operation[bool]:
         at = self._at(value)
         yield from agree(self._session, self.kind, self.name)
-        request = pb.RangeRequest(key=at, count_only=True, serializable=not self._strong)
+        request = kv.read(at, count_only=True, serializable=not self._strong)
         reply = yield from range_(request, seen=self._session.seen)
         return bool(reply.count)
 
@@ -141,9 +140,9 @@ class Set(Collection):
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
-        request = pb.RangeRequest(
-            key=self._prefix,
-            range_end=kv.prefix_end(self._prefix),
+        request = kv.read(
+            self._prefix,
+            kv.prefix_end(self._prefix),
             count_only=True,
             serializable=not self._strong,
         )

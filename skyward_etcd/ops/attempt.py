@@ -7,9 +7,9 @@ from typing import Any
 from skyward_etcd.errors import Compacted, LeaseNotFound, OutcomeUnknown, Unavailable
 from skyward_etcd.ops.effects import Backoff, Call, Now, Operation
 from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire.methods import RANGE, TXN, Method
+from skyward_etcd.wire.methods import PUT, RANGE, TXN, Method
 
-__all__ = ["once", "range_", "recall", "repeatable", "txn_repeatable"]
+__all__ = ["once", "put_repeatable", "range_", "recall", "repeatable", "txn_repeatable"]
 
 
 def repeatable(method: Method[Any, Any], request: Any) -> Operation[Any]:
@@ -38,6 +38,11 @@ def txn_repeatable(request: pb.TxnRequest) -> Operation[pb.TxnResponse]:
     """`repeatable` for a transaction that does no harm when it is applied twice."""
     reply: pb.TxnResponse = yield from repeatable(TXN, request)
     return reply
+
+
+def put_repeatable(key: bytes, value: bytes) -> Operation[None]:
+    """Write a key, again if need be: the last writer wins."""
+    yield from repeatable(PUT, pb.PutRequest(key=key, value=value))
 
 
 def range_(request: pb.RangeRequest, *, seen: int) -> Operation[pb.RangeResponse]:

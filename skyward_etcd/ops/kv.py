@@ -1,21 +1,38 @@
-"""Builders for etcd's requests: the words in which algorithms are written."""
+"""Builders for etcd's requests, and its plain data: the words in which algorithms are written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from skyward_etcd.ops.effects import Call
 from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire.messages import Compare, Event, KeyValue
+from skyward_etcd.wire.messages import RangeRequest as Read
+from skyward_etcd.wire.messages import RequestOp as Op
+from skyward_etcd.wire.messages import TxnRequest as Txn
+from skyward_etcd.wire.methods import DELETE_RANGE, TXN
 
 __all__ = [
+    "Compare",
+    "Event",
+    "KeyValue",
+    "Op",
+    "Read",
+    "Txn",
     "absent",
+    "all_created_from",
     "created_at",
     "delete",
+    "deleting",
     "get",
+    "is_delete",
     "modified_at",
     "nested",
     "prefix_end",
     "present",
     "put",
+    "read",
+    "sending",
     "txn",
     "value_is",
 ]
@@ -26,39 +43,50 @@ def prefix_end(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes((prefix[-1] + 1,))
 
 
-def absent(key: bytes) -> pb.Compare:
+def absent(key: bytes) -> Compare:
     """The key does not exist."""
-    return pb.Compare(target=pb.Compare.CREATE, result=pb.Compare.EQUAL, key=key, create_revision=0)
+    return Compare(target=Compare.CREATE, result=Compare.EQUAL, key=key, create_revision=0)
 
 
-def present(key: bytes) -> pb.Compare:
+def present(key: bytes) -> Compare:
     """The key exists."""
-    return pb.Compare(target=pb.Compare.CREATE, result=pb.Compare.GREATER, key=key, create_revision=0)
+    return Compare(target=Compare.CREATE, result=Compare.GREATER, key=key, create_revision=0)
 
 
-def created_at(key: bytes, revision: int) -> pb.Compare:
+def created_at(key: bytes, revision: int) -> Compare:
     """The key exists since ``revision``; with 0: it does not exist."""
-    return pb.Compare(target=pb.Compare.CREATE, result=pb.Compare.EQUAL, key=key, create_revision=revision)
+    return Compare(target=Compare.CREATE, result=Compare.EQUAL, key=key, create_revision=revision)
 
 
-def modified_at(key: bytes, revision: int) -> pb.Compare:
+def all_created_from(revision: int, key: bytes, range_end: bytes) -> Compare:
+    """All keys of the interval exist since ``revision`` or later."""
+    return Compare(
+        target=Compare.CREATE,
+        result=Compare.GREATER,
+        key=key,
+        range_end=range_end,
+        create_revision=revision - 1,
+    )
+
+
+def modified_at(key: bytes, revision: int) -> Compare:
     """The key was last written at ``revision``; with 0: it does not exist."""
-    return pb.Compare(target=pb.Compare.MOD, result=pb.Compare.EQUAL, key=key, mod_revision=revision)
+    return Compare(target=Compare.MOD, result=Compare.EQUAL, key=key, mod_revision=revision)
 
 
-def value_is(key: bytes, value: bytes) -> pb.Compare:
+def value_is(key: bytes, value: bytes) -> Compare:
     """The key exists with this value."""
-    return pb.Compare(target=pb.Compare.VALUE, result=pb.Compare.EQUAL, key=key, value=value)
+    return Compare(target=Compare.VALUE, result=Compare.EQUAL, key=key, value=value)
 
 
-def put(key: bytes, value: bytes = b"", *, lease: int = 0) -> pb.RequestOp:
+def put(key: bytes, value: bytes = b"", *, lease: int = 0) -> Op:
     """Write a key, on a lease if one is given."""
-    return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
+    return Op(request_put=pb.PutRequest(key=key, value=value, lease=lease))
 
 
-def delete(key: bytes, range_end: bytes = b"", *, with_value: bool = False) -> pb.RequestOp:
+def delete(key: bytes, range_end: bytes = b"", *, with_value: bool = False) -> Op:
     """Delete a key or an interval; ``with_value``: and return what was there."""
-    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key, range_end=range_end, prev_kv=with_value))
+    return Op(request_delete_range=pb.DeleteRangeRequest(key=key, range_end=range_end, prev_kv=with_value))
 
 
 def get(
@@ -70,30 +98,65 @@ def get(
     limit: int = 0,
     newest_first: bool = False,
     created_before: int = 0,
-) -> pb.RequestOp:
+) -> Op:
     """Read a key or an interval. ``newest_first`` sorts by creation; ``created_before`` leaves out what is younger."""
-    request = pb.RangeRequest(key=key, range_end=range_end, keys_only=keys_only, count_only=count_only, limit=limit)
+    request = Read(key=key, range_end=range_end, keys_only=keys_only, count_only=count_only, limit=limit)
     if created_before:
         request.max_create_revision = created_before - 1
     if newest_first:
-        request.sort_order = pb.RangeRequest.DESCEND
-        request.sort_target = pb.RangeRequest.CREATE
-    return pb.RequestOp(request_range=request)
+        request.sort_order = Read.DESCEND
+        request.sort_target = Read.CREATE
+    return Op(request_range=request)
 
 
 def txn(
-    compares: Iterable[pb.Compare] = (),
-    then: Iterable[pb.RequestOp] = (),
-    otherwise: Iterable[pb.RequestOp] = (),
-) -> pb.TxnRequest:
+    compares: Iterable[Compare] = (),
+    then: Iterable[Op] = (),
+    otherwise: Iterable[Op] = (),
+) -> Txn:
     """If all ``compares`` hold do ``then``, else ``otherwise``."""
-    return pb.TxnRequest(compare=compares, success=then, failure=otherwise)
+    return Txn(compare=compares, success=then, failure=otherwise)
 
 
 def nested(
-    compares: Iterable[pb.Compare] = (),
-    then: Iterable[pb.RequestOp] = (),
-    otherwise: Iterable[pb.RequestOp] = (),
-) -> pb.RequestOp:
+    compares: Iterable[Compare] = (),
+    then: Iterable[Op] = (),
+    otherwise: Iterable[Op] = (),
+) -> Op:
     """`txn` as an operation inside another transaction."""
-    return pb.RequestOp(request_txn=pb.TxnRequest(compare=compares, success=then, failure=otherwise))
+    return Op(request_txn=Txn(compare=compares, success=then, failure=otherwise))
+
+
+def read(
+    key: bytes,
+    range_end: bytes = b"",
+    *,
+    keys_only: bool = False,
+    count_only: bool = False,
+    revision: int = 0,
+    serializable: bool = False,
+) -> Read:
+    """Ask for a key or an interval, outside a transaction."""
+    return Read(
+        key=key,
+        range_end=range_end,
+        keys_only=keys_only,
+        count_only=count_only,
+        revision=revision,
+        serializable=serializable,
+    )
+
+
+def deleting(key: bytes) -> Call:
+    """Delete a key, as a call of its own."""
+    return Call(DELETE_RANGE, pb.DeleteRangeRequest(key=key))
+
+
+def sending(request: Txn) -> Call:
+    """Apply a transaction, as a call of its own."""
+    return Call(TXN, request)
+
+
+def is_delete(event: Event) -> bool:
+    """Tell whether the key was deleted (or its lease has ended); else it was written."""
+    return event.type == Event.DELETE

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from skyward_etcd.errors import LeaseNotFound, OutcomeUnknown
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import once
-from skyward_etcd.ops.effects import Call, Identify, Identity, Later, Operation, Renounce, Slot
+from skyward_etcd.ops.effects import Identify, Identity, Later, Operation, Renounce, Slot
 from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire.methods import DELETE_RANGE
 
 __all__ = ["Alternative", "Outcome", "prove"]
 
@@ -71,7 +70,7 @@ def prove(
         except BaseException:
             # Nobody knows what the slot holds: it is never used again.
             if slot.mod_revision:
-                yield Later(Call(DELETE_RANGE, pb.DeleteRangeRequest(key=slot.key)))
+                yield Later(kv.deleting(slot.key))
             raise
         identity.return_slot(slot)
         return outcome
