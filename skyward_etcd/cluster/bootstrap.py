@@ -6,6 +6,7 @@ Static bootstrap: every member is told the whole list, under a token that no oth
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import secrets
 import shutil
@@ -13,7 +14,7 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,9 +23,8 @@ from skyward_etcd.cluster import binary
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken, require_space
 from skyward_etcd.errors import PoolError
 
-__all__ = ["LocalCluster", "free_ports", "plan", "start_all", "voters"]
+__all__ = ["LocalCluster", "claim", "free_ports", "plan", "start_all", "voters"]
 
-_ATTEMPTS = 5
 _PLAN = "cluster.json"
 
 
@@ -44,20 +44,46 @@ def voters(nodes: int, *, spot: bool = False) -> int:
 
 
 def plan(members: int, directory: Path, *, durable: bool = False) -> list[MemberSpec]:
-    """Plan a new cluster on this machine, with its data under ``directory``, on ports that are free now.
+    """Plan a cluster on this machine, with its data under ``directory``, on ports that are free now.
+
+    A durable cluster has one plan for life, kept in its directory: members are known to each other by their addresses.
 
     Raises:
         ValueError: the number of members is even or less than 1.
+        PoolError: the directory holds a cluster of another size.
     """
     if members < 1 or members % 2 == 0:
         raise ValueError(f"a cluster has 1, 3 or 5 members, not {members}: an even one is less safe, not more")
+    if durable and (kept := _load(directory)):
+        if len(kept) != members:
+            raise PoolError(f"{directory} holds a cluster of {len(kept)} members, not {members}")
+        return kept
     urls = [f"http://127.0.0.1:{port}" for port in free_ports(2 * members)]
     cluster = {f"m{number}": urls.pop() for number in range(1, members + 1)}
     token = secrets.token_hex(8)
-    return [
+    specs = [
         MemberSpec(name, directory / name, urls.pop(), peer_url, cluster, token, durable=durable)
         for name, peer_url in cluster.items()
     ]
+    if durable:
+        _save(directory, specs)
+    return specs
+
+
+@contextlib.contextmanager
+def claim(directory: Path) -> Generator[None, None, None]:
+    """Keep a durable cluster's directory to ourselves, as long as this process lives.
+
+    Raises:
+        PoolError: somebody else has it.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PoolError(f"the durable cluster in {directory} is in use by another pool") from None
+        yield
 
 
 def start_all(members: Sequence[Member], timeout_s: float = 30.0) -> None:
@@ -123,8 +149,8 @@ class LocalCluster:
         self.members: list[Member] = []
         self._count = members
         self._choice = etcd.path if isinstance(etcd, binary.Etcd) else etcd
-        self._durable = durable is not None
-        self._directory = Path(durable).absolute() if durable is not None else None
+        self._durable = Path(durable).absolute() if durable is not None else None
+        self._held = contextlib.ExitStack()
 
     @property
     def endpoints(self) -> list[str]:
@@ -139,13 +165,16 @@ class LocalCluster:
             UnsafeEtcd: the etcd to be had cannot keep what this cluster promises.
             PoolError: it could not be started, for the reason given.
         """
-        etcd = binary.find(self._choice, durable=self._durable, members=self._count)
-        self._directory = self._directory or Path(tempfile.mkdtemp(prefix="skyward-etcd-"))
-        try:
-            self._start(etcd, self._directory, timeout_s)
-        except BaseException:
-            self.stop()
-            raise
+        etcd = binary.find(self._choice, durable=self._durable is not None, members=self._count)
+        with contextlib.ExitStack() as held:
+            if self._durable:
+                held.enter_context(claim(self._durable))
+                self.members = _start(etcd, self._count, self._durable, durable=True, timeout_s=timeout_s)
+            else:
+                directory = Path(tempfile.mkdtemp(prefix="skyward-etcd-"))
+                held.callback(shutil.rmtree, directory, ignore_errors=True)
+                self.members = _start(etcd, self._count, directory, durable=False, timeout_s=timeout_s)
+            self._held = held.pop_all()
 
     def stop(self) -> None:
         """End all members: a durable cluster closes its files, of another nothing is kept."""
@@ -154,32 +183,7 @@ class LocalCluster:
                 member.stop()
             else:
                 member.kill()
-        if self._directory and not self._durable:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
-
-    def _start(self, etcd: binary.Etcd, directory: Path, timeout_s: float) -> None:
-        specs = _load(directory) if self._durable else None
-        if specs:
-            if len(specs) != self._count:
-                raise PoolError(f"{directory} holds a cluster of {len(specs)} members, not {self._count}")
-            self.members = [Member(etcd, spec) for spec in specs]
-            start_all(self.members, timeout_s)  # a taken port is an error here: members keep their addresses
-            return
-        for attempt in range(_ATTEMPTS):
-            specs = plan(self._count, directory, durable=self._durable)
-            if self._durable:
-                _save(directory, specs)
-            self.members = [Member(etcd, spec) for spec in specs]
-            try:
-                start_all(self.members, timeout_s)
-            except PortTaken:
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                for spec in specs:  # those that did start know the old addresses
-                    shutil.rmtree(spec.data_dir, ignore_errors=True)
-            else:
-                return
+        self._held.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -189,6 +193,24 @@ class LocalCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _start(
+    etcd: binary.Etcd, count: int, directory: Path, *, durable: bool, timeout_s: float, attempts: int = 5
+) -> list[Member]:
+    """Plan and start, with new ports if somebody was quicker than we; a cluster with data keeps its addresses."""
+    kept = durable and (directory / _PLAN).exists()
+    members = [Member(etcd, spec) for spec in plan(count, directory, durable=durable)]
+    try:
+        start_all(members, timeout_s)
+    except PortTaken:
+        if kept or attempts == 1:
+            raise
+        (directory / _PLAN).unlink(missing_ok=True)
+        for member in members:  # those that did start know the old addresses
+            shutil.rmtree(member.spec.data_dir, ignore_errors=True)
+        return _start(etcd, count, directory, durable=durable, timeout_s=timeout_s, attempts=attempts - 1)
+    return members
 
 
 def _save(directory: Path, specs: Sequence[MemberSpec]) -> None:

@@ -6,7 +6,6 @@ Nothing started here is left running when this process ends, however it ends.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -107,16 +106,19 @@ def launch(
     the directory ``scratch`` is removed. The streams and ``pass_fds`` are inherited as by `subprocess.Popen`.
     """
     ours, theirs = socket.socketpair()
-    with theirs:
-        os.set_inheritable(theirs.fileno(), True)
-        options = ["--grace", str(grace_s), *(["--scratch", str(scratch)] if scratch else [])]
-        supervisor = subprocess.Popen(
-            [sys.executable, "-I", "-S", _LIFELINE, str(theirs.fileno()), *options, "--", *command],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=env,
-            pass_fds=(theirs.fileno(), *pass_fds),
-            start_new_session=True,  # Ctrl-C in the terminal is for the owner, who ends us in its own order
-        )
+    options = ["--grace", str(grace_s), *(["--scratch", str(scratch)] if scratch else [])]
+    try:
+        with theirs:
+            supervisor = subprocess.Popen(
+                [sys.executable, "-I", "-S", _LIFELINE, str(theirs.fileno()), *options, "--", *command],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=env,
+                pass_fds=(theirs.fileno(), *pass_fds),
+                start_new_session=True,  # Ctrl-C in the terminal is for the owner, who ends us in its own order
+            )
+    except BaseException:
+        ours.close()
+        raise
     return Supervised(supervisor, ours)
