@@ -1,0 +1,485 @@
+"""What each operation costs, counted on the wire, against the table of docs/architecture.md.
+
+A wrong row fails, and so do an operation without a row and a row that nobody brings about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from skyward_etcd.active import Connection, connect
+from skyward_etcd.cluster.bootstrap import LocalCluster
+from skyward_etcd.collections.barrier import Barrier
+from skyward_etcd.collections.base import Consistency
+from skyward_etcd.collections.counter import Counter
+from skyward_etcd.collections.dict import ABSENT, Dict
+from skyward_etcd.collections.lock import Hold, Lock
+from skyward_etcd.collections.queue import Queue
+from skyward_etcd.collections.set import Set
+from skyward_etcd.errors import BrokenBarrier, LockTimeout
+from skyward_etcd.ops.effects import Await, Operation
+from skyward_etcd.session.session import Session
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "architecture.md"
+
+CLASSES: Mapping[str, type] = {
+    "dict": Dict, "set": Set, "counter": Counter, "queue": Queue, "barrier": Barrier, "lock": Lock, "hold": Hold,
+}  # fmt: skip
+
+ASKS_NOBODY = {"hold.valid"}
+
+PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Requests answered, and watches confirmed, until an operation is done."""
+
+    requests: int
+    watches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What tells a row of the table from the others."""
+
+    operation: str
+    when: str = ""
+
+    @property
+    def kind(self) -> str:
+        return self.operation.partition(".")[0]
+
+    @property
+    def method(self) -> str:
+        return self.operation.partition(".")[2]
+
+    def __str__(self) -> str:
+        return f"{self.operation}, {self.when}" if self.when else self.operation
+
+
+@functools.cache
+def table() -> dict[Row, Cost]:
+    """Read the lines ``| `dict.size` (`len(d)`) | when | requests | watches |`` of the document."""
+    rows: dict[Row, Cost] = {}
+    section = DOCUMENT.read_text().partition("## Round trips")[2].partition("\n## ")[0]
+    for line in section.splitlines():
+        operations, *rest = (cell.strip() for cell in line.strip("|").split("|"))
+        for operation in re.findall(rf"`((?:{'|'.join(CLASSES)})\.\w+)`", operations):
+            when, requests, watches = rest
+            assert Row(operation, when) not in rows, f"two rows for {operation}, {when}"
+            rows[Row(operation, when)] = Cost(int(requests), int(watches))
+    return rows
+
+
+# ---- how each row comes about
+
+
+class World:
+    """One session's collections, under names that another session uses too."""
+
+    def __init__(self, connection: Connection, consistency: Consistency) -> None:
+        self.connection = connection
+        self.dict = connection.dict(f"dict, {consistency}", consistency=consistency)
+        self.set = connection.set(f"set, {consistency}", consistency=consistency)
+        self.counter = connection.counter(f"counter, {consistency}", consistency=consistency)
+        self.queue = connection.queue("queue")
+        self.barrier = connection.barrier("barrier", n=2)
+        self.lock = connection.lock("lock")
+        self.hold: Hold | None = None
+        self.company: threading.Thread | None = None
+
+    def wait_in_a_thread(self) -> None:
+        """Be somebody who waits at the barrier."""
+
+        def wait() -> None:
+            with contextlib.suppress(BrokenBarrier):
+                self.barrier.wait(PATIENCE_S)
+
+        self.company = threading.Thread(target=wait)
+        self.company.start()
+        until(lambda: self.barrier.waiting() == 1)
+
+    def join(self) -> None:
+        assert self.company
+        self.company.join(PATIENCE_S)
+
+    def take_lock(self) -> None:
+        self.hold = self.lock.acquire()
+
+    def release(self) -> None:
+        assert self.hold
+        self.hold.release()
+
+
+Step = Callable[[World, World], object]
+
+
+def nothing(_ours: World, _theirs: World) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """The call, what is so before it, what the rest of the world does once it waits, and what is tidied up."""
+
+    args: tuple[Any, ...] = ()
+    before: Step = nothing
+    first: str = ""
+    """A call of the same handle by the same thread or task, not counted."""
+    meanwhile: Step | None = None
+    after: Step = nothing
+    on: Callable[[World, World], Any] | None = None
+    """Makes the handle, if it is not the world's own."""
+    raises: type[Exception] | None = None
+
+
+def has_entry(ours: World, _theirs: World) -> None:
+    ours.dict.set("k", 1)
+
+
+def has_no_entry(ours: World, _theirs: World) -> None:
+    ours.dict.pop("k")
+
+
+def has_member(ours: World, _theirs: World) -> None:
+    ours.set.add("m")
+
+
+def has_items(ours: World, _theirs: World) -> None:
+    ours.queue.clear()
+    ours.queue.put_many(range(4))  # together, and so in one page
+    assert ours.queue.get() == 0
+
+
+def has_items_since_the_last_look(ours: World, theirs: World) -> None:
+    has_items(ours, theirs)
+    assert ours.queue.get_many(3) == [1, 2, 3]
+    theirs.queue.put(0)
+    while theirs.queue._tail().page != ours.queue._head().page:
+        assert ours.queue.get() == 0
+        theirs.queue.put(0)
+
+
+def has_items_in_the_next_page(ours: World, theirs: World) -> None:
+    has_items_since_the_last_look(ours, theirs)
+    while ours.queue.get() == 0 and theirs.queue._tail().page == ours.queue._head().page:
+        theirs.queue.put(0)
+    theirs.queue.put(0)
+
+
+def has_no_items(ours: World, _theirs: World) -> None:
+    ours.queue.clear()
+    assert ours.queue.get(timeout=0) is None
+
+
+names = (f"name {number}" for number in itertools.count())
+
+
+def nobody_knows(ours: World, _theirs: World) -> Dict:
+    return ours.connection.dict(next(names))
+
+
+def others_know(ours: World, theirs: World) -> Dict:
+    name = next(names)
+    theirs.connection.dict(name).set("k", 1)
+    return ours.connection.dict(name)
+
+
+Acts = Iterator[tuple[Row, Act]]
+
+
+def of_a_dict() -> Acts:
+    yield Row("dict.get"), Act(("k",))
+    yield Row("dict.get", "nobody has used the name before"), Act(("k",), on=nobody_knows)
+    yield Row("dict.get", "this process has not used the name before"), Act(("k",), on=others_know)
+    for method in ("set", "put"):
+        yield Row(f"dict.{method}"), Act(("k", 1))
+    for method in ("delete", "remove", "pop"):
+        yield Row(f"dict.{method}"), Act(("k",), before=has_entry)
+    yield Row("dict.contains"), Act(("k",))
+    yield Row("dict.setdefault"), Act(("k", 1), before=has_no_entry)
+    yield Row("dict.compare_and_set"), Act(("k", ABSENT, 1), before=has_no_entry)
+    yield Row("dict.compare_and_set", "equal, but written differently"), Act(("k", 1.0, 2), before=has_entry)
+    for entries in (100, 250):
+        yield Row("dict.update", f"{entries} entries"), Act((dict.fromkeys(range(entries), 1),))
+    for method in ("size", "keys", "values", "items", "clear"):
+        yield Row(f"dict.{method}"), Act(before=has_entry)
+
+
+def of_a_set() -> Acts:
+    yield Row("set.add"), Act(("m",))
+    for method in ("discard", "remove", "contains"):
+        yield Row(f"set.{method}"), Act(("m",), before=has_member)
+    for members in (100, 250):
+        yield Row("set.update", f"{members} members"), Act((range(members),))
+    for method in ("size", "members", "items", "clear"):
+        yield Row(f"set.{method}"), Act(before=has_member)
+
+
+def of_a_counter() -> Acts:
+    for method in ("increment", "decrement", "add"):
+        yield Row(f"counter.{method}"), Act()
+    yield (
+        Row("counter.increment", "the session's first after a reset"),
+        Act(before=lambda ours, _: ours.counter.reset()),
+    )
+    for method in ("value", "get", "reset"):
+        yield Row(f"counter.{method}"), Act()
+
+
+def of_a_queue() -> Acts:
+    for method in ("put", "offer"):
+        yield Row(f"queue.{method}"), Act((1,))
+    for items in (48, 100):
+        yield Row("queue.put_many", f"{items} items"), Act((range(items),))
+    for method in ("get", "poll"):
+        yield Row(f"queue.{method}"), Act(before=has_items)
+        yield Row(f"queue.{method}", "there is nothing, `timeout=0`"), Act((0,), before=has_no_items)
+    yield Row("queue.get", "of what has come since the last look"), Act(before=has_items_since_the_last_look)
+    yield Row("queue.get", "the first of the next page"), Act(before=has_items_in_the_next_page)
+    yield (
+        Row("queue.get", "waits until somebody puts"),
+        Act((PATIENCE_S,), before=has_no_items, meanwhile=lambda _, theirs: theirs.queue.put(1)),
+    )
+    yield Row("queue.get_many", "up to 48 items of a page"), Act((3,), before=has_items)
+    for method in ("empty", "size", "clear"):
+        yield Row(f"queue.{method}"), Act(before=has_items)
+
+
+def of_a_barrier() -> Acts:
+    yield (
+        Row("barrier.wait", "others are still to come"),
+        Act((PATIENCE_S,), meanwhile=lambda _, theirs: theirs.barrier.wait(PATIENCE_S)),
+    )
+    yield (
+        Row("barrier.wait", "the last to come"),
+        Act((PATIENCE_S,), before=lambda _, theirs: theirs.wait_in_a_thread(), after=lambda _, theirs: theirs.join()),
+    )
+    yield Row("barrier.wait", "nobody comes in time"), Act((0.05,), raises=BrokenBarrier)
+    yield Row("barrier.waiting"), Act()
+    yield Row("barrier.reset", "nobody waits"), Act()
+    yield (
+        Row("barrier.reset", "somebody waits"),
+        Act(before=lambda _, theirs: theirs.wait_in_a_thread(), after=lambda _, theirs: theirs.join()),
+    )
+
+
+def of_a_lock() -> Acts:
+    yield Row("lock.acquire"), Act(after=lambda ours, _: ours.release())
+    yield (
+        Row("lock.acquire", "waits until its turn has come"),
+        Act(
+            (PATIENCE_S,),
+            before=lambda _, theirs: theirs.take_lock(),
+            meanwhile=lambda _, theirs: theirs.release(),
+            after=lambda ours, _: ours.release(),
+        ),
+    )
+    yield (
+        Row("lock.acquire", "not in time"),
+        Act(
+            (0.05,),
+            before=lambda _, theirs: theirs.take_lock(),
+            after=lambda _, theirs: theirs.release(),
+            raises=LockTimeout,
+        ),
+    )
+    yield Row("lock.release"), Act(first="acquire")
+    yield Row("hold.release"), Act(before=lambda ours, _: ours.take_lock())
+
+
+ACTS = {
+    row: act
+    for acts in (of_a_dict(), of_a_set(), of_a_counter(), of_a_queue(), of_a_barrier(), of_a_lock())
+    for row, act in acts
+}
+
+
+# ---- counting
+
+
+class Meter:
+    """Counts what a session asks of etcd for its operations, not for its lease, and tells when one waits."""
+
+    def __init__(self, session: Session, patch: pytest.MonkeyPatch) -> None:
+        self.waits = threading.Event()
+        self._requests = self._watches = 0
+        wire, hub = session.wire, session.hub
+        run, run_async, call, call_async, watch = session.run, session.run_async, wire.call, wire.call_async, hub.open
+
+        def counted_call(*args: Any, **options: Any) -> Any:
+            self._requests += 1
+            return call(*args, **options)
+
+        async def counted_call_async(*args: Any, **options: Any) -> Any:
+            self._requests += 1
+            return await call_async(*args, **options)
+
+        def counted_watch(*args: Any, **options: Any) -> Any:
+            known = set(hub._watches)
+            watching = watch(*args, **options)
+            self._watches += len(set(hub._watches) - known)
+            return watching
+
+        def observed_run(operation: Operation[Any]) -> Any:
+            return run(self._observe(operation))
+
+        async def observed_run_async(operation: Operation[Any]) -> Any:
+            return await run_async(self._observe(operation))
+
+        patch.setattr(wire, "call", counted_call)
+        patch.setattr(wire, "call_async", counted_call_async)
+        patch.setattr(hub, "open", counted_watch)
+        patch.setattr(session, "run", observed_run)
+        patch.setattr(session, "run_async", observed_run_async)
+
+    def start(self) -> None:
+        self.waits.clear()
+        self._requests = self._watches = 0
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self._requests, self._watches)
+
+    def _observe(self, operation: Operation[Any]) -> Operation[Any]:
+        try:
+            effect = next(operation)
+            while True:
+                if isinstance(effect, Await):
+                    self.waits.set()
+                try:
+                    result = yield effect
+                except BaseException as error:  # noqa: BLE001  the operation's to handle
+                    effect = operation.throw(error)
+                else:
+                    effect = operation.send(result)
+        except StopIteration as stop:
+            return stop.value
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.005)
+
+
+class Driver:
+    """Does an act in one of the two ways."""
+
+    def __init__(self, meter: Meter, loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor) -> None:
+        self._meter = meter
+        self._loop = loop
+        self._threads = threads
+
+    def measure(self, row: Row, act: Act, ours: World, theirs: World, mode: Literal["blocking", "asyncio"]) -> Cost:
+        act.before(ours, theirs)
+        self._meter.start()  # and once more when it begins, after what is not counted
+        handle = act.on(ours, theirs) if act.on else getattr(ours, row.kind)
+        future: Future[Any] = (
+            self._threads.submit(self._blocking, handle, row, act)
+            if mode == "blocking"
+            else asyncio.run_coroutine_threadsafe(self._asyncio(handle, row, act), self._loop)
+        )
+        if act.meanwhile:
+            assert self._meter.waits.wait(PATIENCE_S), "it does not wait"
+            act.meanwhile(ours, theirs)
+        if act.raises:
+            with pytest.raises(act.raises):
+                future.result(PATIENCE_S)
+        elif isinstance(result := future.result(PATIENCE_S), Hold):
+            ours.hold = result
+        cost = self._meter.cost
+        act.after(ours, theirs)
+        return cost
+
+    def _blocking(self, handle: Any, row: Row, act: Act) -> Any:
+        if act.first:
+            getattr(handle, act.first)()
+        self._meter.start()
+        result = getattr(handle, row.method)
+        return result(*act.args) if callable(result) else result
+
+    async def _asyncio(self, handle: Any, row: Row, act: Act) -> Any:
+        if act.first:
+            await getattr(handle, f"{act.first}_async")()
+        self._meter.start()
+        return await getattr(handle, f"{row.method}_async")(*act.args)
+
+
+@pytest.fixture(scope="module")
+def connections(one_member: LocalCluster) -> Iterator[tuple[Connection, Connection]]:
+    """One member: among several, a member may be behind, and an eventual read is then asked again."""
+    with (
+        connect(one_member.endpoints, namespace="round-trips") as ours,
+        connect(one_member.endpoints, namespace="round-trips") as theirs,
+    ):
+        yield ours, theirs
+
+
+@pytest.fixture(scope="module")
+def driver(connections: tuple[Connection, Connection]) -> Generator[Driver]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as threads:
+        yield Driver(Meter(connections[0]._session(), patch), loop, threads)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def worlds(connections: tuple[Connection, Connection], driver: Driver) -> dict[Consistency, tuple[World, World]]:
+    """The collections, made when they are counted already: a handle knows its session's way to run operations."""
+    ours, theirs = connections
+    levels: tuple[Consistency, ...] = ("eventual", "strong")
+    return {level: (World(ours, level), World(theirs, level)) for level in levels}
+
+
+# ---- the claims
+
+
+@pytest.mark.parametrize("mode", ["blocking", "asyncio"])
+@pytest.mark.parametrize("row", ACTS, ids=str)
+def test_an_operation_costs_what_the_table_says(
+    row: Row,
+    mode: Literal["blocking", "asyncio"],
+    driver: Driver,
+    worlds: dict[Consistency, tuple[World, World]],
+) -> None:
+    costs: dict[Consistency, Cost] = {}
+    for level, (ours, theirs) in worlds.items():
+        driver.measure(row, ACTS[row], ours, theirs, mode)  # what only the first use costs
+        costs[level] = driver.measure(row, ACTS[row], ours, theirs, mode)
+    assert costs == dict.fromkeys(worlds, table().get(row))
+
+
+@pytest.mark.parametrize(("kind", "described"), CLASSES.items())
+def test_every_operation_has_a_row(kind: str, described: type) -> None:
+    operations = {
+        f"{kind}.{name}"
+        for name in dir(described)
+        if not name.startswith("_")
+        and not name.endswith("_async")
+        and (callable(getattr(described, name)) or isinstance(getattr(described, name), property))
+    }
+    assert operations - ASKS_NOBODY == {row.operation for row in table() if row.kind == kind}
+
+
+def test_every_row_is_brought_about() -> None:
+    assert set(table()) == set(ACTS)
