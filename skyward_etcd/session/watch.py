@@ -22,12 +22,14 @@ from skyward_etcd.wire.client import Stream, Wire
 from skyward_etcd.wire.methods import WATCH
 from skyward_etcd.wire.retry import pause_before
 
-__all__ = ["WatchHub", "Watching"]
+__all__ = ["WatchHub", "Watches", "Watching"]
 
 log = logging.getLogger("skyward_etcd.session")
 
 _IDLE_WATCHES = 64
 """Watches kept after their last watcher has gone: the next wait on a barrier or queue then costs no round trip."""
+_STABLE_S = 5.0
+"""A stream that lasted so long was good: the next one is opened without a long pause."""
 _BUFFERED_EVENTS = 4096
 """What a watcher that does not look may have waiting, before it is told to read the state again instead."""
 
@@ -37,7 +39,7 @@ class Watching(Signal):
 
     __slots__ = ("_events", "_hub", "_watch", "hand_out")
 
-    def __init__(self, hub: WatchHub, watch: _Watch, *, hand_out: bool) -> None:
+    def __init__(self, hub: Watches, watch: _Watch, *, hand_out: bool) -> None:
         super().__init__()
         self._hub = hub
         self._watch = watch
@@ -116,21 +118,17 @@ class _Watch:
                     next((taker for taker in takers if taker.idle), takers[0]).offer([event])
 
 
-class WatchHub:
-    """The process's watches, on one stream and one thread."""
+class Watches:
+    """The process's watches, apart from the stream that they travel on."""
 
-    def __init__(self, wire: Wire, saw: Callable[[int], None]) -> None:
-        self._wire = wire
+    def __init__(self, saw: Callable[[int], None], send: Callable[[pb.WatchRequest], None]) -> None:
         self._saw = saw
+        self._send = send
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._watches: dict[int, _Watch] = {}
         self._shared: dict[tuple[bytes, bytes], _Watch] = {}
         self._idle: OrderedDict[int, _Watch] = OrderedDict()
-        self._requests: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
-        self._stream: Stream | None = None
-        self._thread: threading.Thread | None = None
-        self._closed = False
 
     def open(self, key: bytes, range_end: bytes = b"", *, start: int = 0, hand_out: bool = False) -> Watching:
         """Return a watcher. Await its ``live`` before reading the state that it shall complete."""
@@ -141,13 +139,10 @@ class WatchHub:
                 self._watches[watch.id] = watch
                 if watch.shared:
                     self._shared[key, range_end] = watch
-                self._requests.put(watch.request())
+                self._send(watch.request())
             self._idle.pop(watch.id, None)
             watching = Watching(self, watch, hand_out=hand_out)
             watch.watchers.append(watching)
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="skyward-etcd-watch", daemon=True)
-                self._thread.start()
         return watching
 
     def close_watching(self, watching: Watching, watch: _Watch) -> None:
@@ -163,60 +158,19 @@ class WatchHub:
                 return
             self._idle[watch.id] = watch
             if not watch.shared or len(self._idle) > _IDLE_WATCHES:
-                gone = watch if not watch.shared else next(iter(self._idle.values()))
-                self._drop(gone)
-                self._requests.put(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=gone.id)))
+                self._drop(watch if not watch.shared else next(iter(self._idle.values())))
 
-    def close(self) -> None:
-        """End the stream and its thread. Watchers are woken."""
+    def requests(self) -> list[pb.WatchRequest]:
+        """Return what a new stream has to be asked for: every watch, from its next revision on."""
         with self._lock:
-            self._closed = True
-            stream, thread = self._stream, self._thread
-            for watch in self._watches.values():
-                watch.live.set()
-                watch.deliver([])
-        self._requests.put(None)
-        if stream is not None:
-            stream.cancel()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=2.0)
+            return [watch.request() for watch in self._watches.values()]
 
-    def _drop(self, watch: _Watch) -> None:
-        self._watches.pop(watch.id, None)
-        self._idle.pop(watch.id, None)
-        if self._shared.get((watch.key, watch.range_end)) is watch:
-            del self._shared[watch.key, watch.range_end]
+    def handle(self, response: pb.WatchResponse) -> None:
+        """Pass on what the stream has brought.
 
-    def _run(self) -> None:
-        failures = 0
-        while not self._closed:
-            opened = time.monotonic()
-            try:
-                self._listen()
-            except SkywardEtcdError as error:
-                if self._closed:
-                    return
-                log.debug("watch stream broken, opening another: %s", error)
-                if not isinstance(error, Unavailable):
-                    self._wire.switch(self._wire.endpoint)
-            failures = 1 if time.monotonic() - opened > 5.0 else failures + 1
-            time.sleep(pause_before(failures))
-
-    def _listen(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._requests = queue.SimpleQueue()
-            for watch in self._watches.values():
-                self._requests.put(watch.request())
-            self._stream = stream = self._wire.stream(WATCH, _until_none(self._requests), require_leader=True)
-        try:
-            for response in stream:
-                self._handle(response)
-        finally:
-            self._requests.put(None)
-
-    def _handle(self, response: pb.WatchResponse) -> None:
+        Raises:
+            Unavailable: the server refuses a watch; leave this stream, and come back after a pause.
+        """
         with self._lock:
             watch = self._watches.get(response.watch_id)
             if watch is None:
@@ -237,15 +191,100 @@ class WatchHub:
                     watch.missed = False
                     watch.deliver([])
 
+    def wake_all(self) -> None:
+        """Wake every watcher, for the last time."""
+        with self._lock:
+            for watch in self._watches.values():
+                watch.live.set()
+                watch.deliver([])
+
     def _reopen(self, watch: _Watch, response: pb.WatchResponse) -> None:
         if response.compact_revision:
             log.debug("watch on %r: its revision is compacted, starting from now", watch.key)
             watch.next_revision = 0
             watch.missed = True
         elif response.cancel_reason:
-            # It would say so again at once: leave the stream, and come back after a pause.
             raise Unavailable(f"watch on {watch.key!r} refused: {response.cancel_reason}")
-        self._requests.put(watch.request())
+        self._send(watch.request())
+
+    def _drop(self, watch: _Watch) -> None:
+        self._watches.pop(watch.id, None)
+        self._idle.pop(watch.id, None)
+        if self._shared.get((watch.key, watch.range_end)) is watch:
+            del self._shared[watch.key, watch.range_end]
+        self._send(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch.id)))
+
+
+class WatchHub:
+    """The process's watches on one stream, read by one thread that starts with the first watch."""
+
+    def __init__(self, wire: Wire, saw: Callable[[int], None]) -> None:
+        self._watches = Watches(saw, self._send)
+        self._wire = wire
+        self._lock = threading.Lock()
+        self._requests: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
+        self._stream: Stream | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def open(self, key: bytes, range_end: bytes = b"", *, start: int = 0, hand_out: bool = False) -> Watching:
+        """Return a watcher. Await its ``live`` before reading the state that it shall complete."""
+        watching = self._watches.open(key, range_end, start=start, hand_out=hand_out)
+        if self._thread is None:
+            self._start()
+        return watching
+
+    def close(self) -> None:
+        """End the stream and its thread. Watchers are woken."""
+        with self._lock:
+            self._closed = True
+            stream, thread = self._stream, self._thread
+            self._requests.put(None)
+        self._watches.wake_all()
+        if stream is not None:
+            stream.cancel()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=2.0)
+
+    def _send(self, request: pb.WatchRequest) -> None:
+        self._requests.put(request)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="skyward-etcd-watch", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._closed:
+            opened = time.monotonic()
+            try:
+                self._listen()
+            except SkywardEtcdError as error:
+                if self._closed:
+                    return
+                log.debug("watch stream broken, opening another: %s", error)
+                if not isinstance(error, Unavailable):
+                    self._wire.switch(self._wire.endpoint)
+            failures = 1 if time.monotonic() - opened > _STABLE_S else failures + 1
+            time.sleep(pause_before(failures))
+
+    def _listen(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            # What is sent from here on reaches this stream; what was sent before is in the requests anyway. A watch
+            # that is asked for twice is refused the second time, as a duplicate, and stays as it is.
+            self._requests = requests = queue.SimpleQueue()
+            for request in self._watches.requests():
+                requests.put(request)
+            self._stream = stream = self._wire.stream(WATCH, _until_none(requests), require_leader=True)
+        try:
+            for response in stream:
+                self._watches.handle(response)
+        finally:
+            requests.put(None)
 
 
 def _until_none(requests: queue.SimpleQueue[Any]) -> Iterator[Any]:
