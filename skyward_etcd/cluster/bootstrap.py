@@ -1,6 +1,6 @@
-"""Plan and start a cluster's first members, all at once.
+"""Plan a cluster, and start its founders together.
 
-Static bootstrap: every member is told the whole list, under a token that no other cluster has.
+Static bootstrap: every member is told the whole list, under a token that no other cluster has. Never two members.
 """
 
 from __future__ import annotations
