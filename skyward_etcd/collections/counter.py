@@ -124,9 +124,12 @@ class Counter(Collection):
                     continue
                 batch = shard.take()
                 try:
-                    totals = yield from self._commit(shard, [other.n for other in batch])
-                except BaseException as error:
+                    totals = yield from self._commit(shard, batch)
+                except Exception as error:
                     shard.fail(batch, error, by=ticket)
+                    raise
+                except BaseException:  # only this caller was cancelled: the others' increments go on
+                    shard.interrupt(batch, by=ticket)
                     raise
                 shard.finish(batch, totals)
         except BaseException:
@@ -141,14 +144,16 @@ class Counter(Collection):
                 log.debug("%s: not folded: %s", self._what, error)
         return ticket.total
 
-    def _commit(self, shard: _Shard, amounts: Sequence[int]) -> Operation[list[int]]:
+    def _commit(self, shard: _Shard, batch: Sequence[_Ticket]) -> Operation[list[int]]:
         """Add the amounts, in their order, and return the total after each.
 
         Only this session writes the shard. If it is not as we left it, an earlier try of this very request went
-        through, or a reset or a fold has removed it.
+        through, or a reset or a fold has removed it. What is known of the shard changes last, so that a batch whose
+        leader was interrupted anywhere in here can be sent again.
         """
-        if shard.in_doubt:
+        if shard.in_doubt is not None and shard.in_doubt is not batch:
             yield from self._settle(shard)
+        amounts = [ticket.n for ticket in batch]
         everything = kv.get(self._prefix, kv.prefix_end(self._prefix))
         while True:
             value = shard.value + sum(amounts)
@@ -157,23 +162,23 @@ class Counter(Collection):
                 (kv.put(shard.key, b"%d" % value), everything),
                 (kv.get(shard.key),),
             )
-            shard.in_doubt = True
-            reply, doubt = yield from once(request, request, what=self._what)
-            shard.in_doubt = False
+            doubt = shard.in_doubt is batch
+            shard.in_doubt = batch
+            reply, lost = yield from once(request, request, what=self._what)
+            doubt = doubt or lost
             if reply.succeeded:
-                shard.value, shard.mod_revision = value, reply.header.revision
-                kvs: Iterable[kv.KeyValue] = reply.responses[1].response_range.kvs
-                shard.seen_shards = len(reply.responses[1].response_range.kvs)
+                kvs: Sequence[kv.KeyValue] = reply.responses[1].response_range.kvs
+                shard.seen_shards = len(kvs)
+                shard.is_now(value, reply.header.revision)
                 return _running(_total(kvs), amounts)
             found = reply.responses[0].response_range.kvs
             if found:
-                shard.value, shard.mod_revision = int(found[0].value), found[0].mod_revision
-                applied_at = shard.mod_revision if doubt else 0
+                applied_at = found[0].mod_revision if doubt else 0
             else:
                 applied_at = (yield from self._put_after(shard)) if doubt else 0
-                shard.value, shard.mod_revision = 0, 0
-            if applied_at:
-                past = yield from range_(self._all_at(applied_at), seen=0)
+            past = (yield from range_(self._all_at(applied_at), seen=0)) if applied_at else None
+            shard.is_now(int(found[0].value) if found else 0, found[0].mod_revision if found else 0)
+            if past is not None:
                 return _running(_total(past.kvs), amounts)
 
     def _settle(self, shard: _Shard) -> Operation[None]:
@@ -185,12 +190,10 @@ class Counter(Collection):
         )
         reply, _ = yield from once(request, request, what=self._what)
         if reply.succeeded:
-            shard.mod_revision = reply.header.revision
+            shard.is_now(shard.value, reply.header.revision)
         else:
             found = reply.responses[0].response_range.kvs
-            shard.value = int(found[0].value) if found else 0
-            shard.mod_revision = found[0].mod_revision if found else 0
-        shard.in_doubt = False
+            shard.is_now(int(found[0].value) if found else 0, found[0].mod_revision if found else 0)
 
     def _put_after(self, shard: _Shard) -> Operation[int]:
         """Return the revision at which our shard was written after we last knew it, or 0 if it was removed instead."""
@@ -243,12 +246,14 @@ class Counter(Collection):
 class _Ticket:
     """One caller's increment on its way."""
 
-    __slots__ = ("error", "is_done", "leads", "n", "signal", "total")
+    __slots__ = ("error", "is_done", "is_gone", "leads", "n", "signal", "total")
 
     def __init__(self, n: int) -> None:
         self.n = n
         self.signal = Signal()
         self.leads = False
+        self.is_gone = False
+        """Cancelled: nobody waits for its total any more."""
         self.is_done = False
         self.total = 0
         self.error: BaseException | None = None
@@ -265,12 +270,18 @@ class _Shard:
         self.key = key
         self.value = 0
         self.mod_revision = 0
-        self.in_doubt = False
+        self.in_doubt: Sequence[_Ticket] | None = None
+        """The batch that was sent and not answered."""
         self.seen_shards = 0
         self.fold_from = _FOLD_FROM
         self._mutex = Mutex()
         self._waiting: deque[_Ticket] = deque()
+        self._interrupted: Sequence[_Ticket] = ()
         self._is_led = False
+
+    def is_now(self, value: int, mod_revision: int) -> None:
+        """Take note of the shard's state; nothing is in doubt any more."""
+        self.value, self.mod_revision, self.in_doubt = value, mod_revision, None
 
     def enter(self, n: int) -> _Ticket:
         ticket = _Ticket(n)
@@ -280,10 +291,13 @@ class _Shard:
                 self._is_led = ticket.leads = True
         return ticket
 
-    def take(self) -> list[_Ticket]:
+    def take(self) -> Sequence[_Ticket]:
+        """Return the batch to send: one whose leader was interrupted, else all who wait."""
         with self._mutex:
-            batch = list(self._waiting)
-            self._waiting.clear()
+            batch, self._interrupted = self._interrupted, ()
+            if not batch:
+                batch = list(self._waiting)
+                self._waiting.clear()
         return batch
 
     def finish(self, batch: Sequence[_Ticket], totals: Sequence[int]) -> None:
@@ -291,17 +305,24 @@ class _Shard:
             ticket.finish(total)
         self._hand_over()
 
-    def fail(self, batch: Sequence[_Ticket], error: BaseException, *, by: _Ticket) -> None:
-        """Tell the others in the batch. If their leader was only cancelled, they know less than it does."""
-        if not isinstance(error, Exception):
-            error = OutcomeUnknown("an increment that travelled with this one was interrupted before the answer came")
+    def fail(self, batch: Sequence[_Ticket], error: Exception, *, by: _Ticket) -> None:
         for ticket in batch:
             ticket.finish(error=error if ticket is not by else None)
         self._hand_over()
 
-    def leave(self, ticket: _Ticket) -> None:
-        """Take out a caller that was cancelled while it waited."""
+    def interrupt(self, batch: Sequence[_Ticket], *, by: _Ticket) -> None:
+        """Keep the batch of a leader that leaves for the next one: as it was if it may have been applied."""
         with self._mutex:
+            by.is_gone = True
+            if self.in_doubt is batch:
+                self._interrupted = batch
+            else:
+                self._waiting.extendleft(ticket for ticket in reversed(batch) if not ticket.is_gone)
+
+    def leave(self, ticket: _Ticket) -> None:
+        """Take out a caller that was cancelled."""
+        with self._mutex:
+            ticket.is_gone = True
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
         if ticket.leads and not ticket.is_done:
@@ -309,13 +330,16 @@ class _Shard:
 
     def _hand_over(self) -> None:
         with self._mutex:
-            if self._waiting:
-                self._waiting[0].leads = True
-                heir = self._waiting[0]
-            else:
-                self._is_led = False
+            heirs = [ticket for ticket in self._interrupted if not ticket.is_gone]
+            if not heirs:
+                # Nobody waits for the interrupted batch: the next one finds out what became of it, and goes on.
+                self._interrupted = ()
+                heirs = list(self._waiting)
+            self._is_led = bool(heirs)
+            if not heirs:
                 return
-        heir.signal.set()
+            heirs[0].leads = True
+        heirs[0].signal.set()
 
 
 def _total(kvs: Iterable[kv.KeyValue]) -> int:
