@@ -29,13 +29,16 @@ class Slot:
 class Identity:
     """One process with its lease. When the lease is lost, ``lost`` is set, once; what follows is another identity."""
 
-    def __init__(self, lease: int, slot_key: Callable[[str, int], bytes]) -> None:
+    def __init__(
+        self, lease: int, slot_key: Callable[[str, int], bytes], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.lease = lease
         self.id = f"{lease:016x}"
         self.lost = Signal()
         self.valid_until = 0.0
         """Monotonic time up to which the lease lives for certain, whatever happens to the network."""
         self.notes: dict[Any, Any] = {}
+        self._clock = clock
         self._serials = itertools.count(1)
         self._slot_key = slot_key
         self._slot_numbers = itertools.count()
@@ -43,7 +46,7 @@ class Identity:
 
     def is_valid(self) -> bool:
         """Tell whether the lease lives for certain, by this machine's monotonic clock."""
-        return not self.lost.is_set() and time.monotonic() < self.valid_until - MARGIN_S
+        return not self.lost.is_set() and self._clock() < self.valid_until - MARGIN_S
 
     def serial(self) -> int:
         """Return 1, 2, 3, …: never the same twice."""

@@ -276,7 +276,8 @@ class WatchHub:
                 return
             # What is sent from here on reaches this stream; what was sent before is in the requests anyway. A watch
             # that is asked for twice is refused the second time, as a duplicate, and stays as it is.
-            self._requests = requests = queue.SimpleQueue()
+            requests: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
+            self._requests = requests
             for request in self._watches.requests():
                 requests.put(request)
             self._stream = stream = self._wire.stream(WATCH, _until_none(requests), require_leader=True)
