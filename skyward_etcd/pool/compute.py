@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import secrets
 import time
 from collections import deque
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, cast
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 from skyward_etcd.active import Shared
 from skyward_etcd.active import activated as activated_session
@@ -34,6 +33,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _START_S = 60.0
+_INTERRUPTED_S = 1.0
+"""Whoever pressed Ctrl-C does not wait for a node that is deep in a C call."""
 
 
 class Compute(Shared):
@@ -102,8 +103,11 @@ class Compute(Shared):
             )
         self._state = "open"
 
-    def close(self) -> None:
-        """End all nodes. Functions that still run are not waited for. May be called twice."""
+    def close(self, timeout: float | None = None) -> None:
+        """End all nodes; those not gone after ``timeout`` seconds (`Options.shutdown_timeout`) are killed.
+
+        Functions that still run are not waited for. May be called twice.
+        """
         self._state = "closed"
         self._dispatcher.close(PoolError(f"{self.name} is closed"))
         try:
@@ -111,7 +115,7 @@ class Compute(Shared):
                 self._own_session.close()
                 self._own_session = None
         finally:
-            self._fleet.close(self._options.shutdown_timeout)
+            self._fleet.close(self._options.shutdown_timeout if timeout is None else timeout)
 
     def __enter__(self) -> Self:
         self.open()
@@ -122,7 +126,7 @@ class Compute(Shared):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leave.close()
-        self.close()
+        self.close(_INTERRUPTED_S if kind is KeyboardInterrupt else None)
 
     async def __aenter__(self) -> Self:
         starting = asyncio.ensure_future(asyncio.to_thread(self.open))
@@ -205,18 +209,22 @@ class Compute(Shared):
             return cast("R", self._stream(calls, group))
         return cast("R", self._results(calls, f"{len(calls)} functions", timeout=group.timeout))
 
-    def map(self, fn: Callable[[T], R | PendingFunction[R]], items: Iterable[T]) -> list[R]:
+    @overload
+    def map(self, fn: Callable[[T], PendingFunction[R]], items: Iterable[T]) -> list[R]: ...
+    @overload
+    def map(self, fn: Callable[[T], R], items: Iterable[T]) -> list[R]: ...
+
+    def map(self, fn: Callable[[T], Any], items: Iterable[T]) -> list[Any]:
         """Run ``fn`` on each item, on all nodes, and return the results in the order of the items.
 
         ``fn`` may be a plain function or a ``@function``. Items are taken as places become free, so that there may be
         any number. Raises the first error.
         """
         window: deque[Call] = deque()
-        results: list[R] = []
+        results: list[Any] = []
         try:
             for item in items:
-                pending = self._applied(fn, item)
-                window.append(self._submit(pending))
+                window.append(self._submit(_applied(fn, item)))
                 if len(window) >= 4 * self._blueprint.nodes * self.concurrency:
                     results.append(self._result(window.popleft()))
             while window:
@@ -297,11 +305,11 @@ class Compute(Shared):
         for call in calls:
             self._dispatcher.give_up(call, PoolError(f"the caller of {call.order.name} waits no longer"))
 
-    def _applied(self, fn: Callable[[T], R | PendingFunction[R]], item: T) -> PendingFunction[R]:
-        if not hasattr(inspect.unwrap(fn), "__sky_function__") and not hasattr(fn, "__sky_function__"):
-            return PendingFunction(fn, (item,))
-        return cast("PendingFunction[R]", fn(item))
-
     @property
     def _shows_progress(self) -> bool:
         return self._options.console not in (False, "silent")
+
+
+def _applied(fn: Callable[[T], Any], item: T) -> PendingFunction[Any]:
+    """The call of a plain function, or of one that makes a call by itself."""
+    return cast("PendingFunction[Any]", fn(item)) if hasattr(fn, "__sky_function__") else PendingFunction(fn, (item,))

@@ -204,15 +204,16 @@ class Fleet:
         """A node has died, and its member with it. Runs in the thread of the node's link."""
         self._dispatcher.remove(handle)
         member = self._members.pop(handle.index, None)
-        if member and len(self._members) <= self._voters // 2:
+        over = member is not None and len(self._members) <= self._voters // 2
+        if over:
             self._dispatcher.close(
                 QuorumLost(
-                    f"{handle.name} ended with {code}, and with it member {member.name}, one of {self._voters}: "
-                    f"the rest is no majority, so the pool's state is lost"
+                    f"{handle.name} ended with {code}, and with it one of the cluster's {self._voters} members: "
+                    f"{len(self._members)} is no majority, so that the pool's state is lost"
                 )
             )
         self._dispatcher.again(handle, code, calls)
-        if not self._closing:
+        if not over and not self._closing:
             _log.warning("%s ended with %s; starting another in its place", handle.name, code)
             threading.Thread(target=self._replace, args=(handle,), name=f"new {handle.name}", daemon=True).start()
 

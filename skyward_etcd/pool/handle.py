@@ -91,7 +91,10 @@ class NodeHandle:
 
     def start(self, env: Mapping[str, str], scratch: Path | None) -> None:
         """Start the process, without waiting for it. ``scratch`` is removed should this process die."""
-        self._link = Link(self.name, self._config, env=env, scratch=scratch, on_message=self._heard, on_end=self._ended)
+        link = Link(self.name, self._config, env=env, scratch=scratch, on_message=self._heard, on_end=self._ended)
+        self._link = link
+        if self._leaving:  # somebody has ended it before it was there
+            link.kill()
 
     @property
     def free(self) -> bool:
