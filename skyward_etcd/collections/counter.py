@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from skyward_etcd.collections.base import Collection
-from skyward_etcd.errors import OutcomeUnknown, SkywardEtcdError
+from skyward_etcd.errors import Compacted, OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import once, range_
 from skyward_etcd.ops.effects import Await, Identify, Identity, Operation, Watch
@@ -156,6 +156,8 @@ class Counter(Collection):
         amounts = [ticket.n for ticket in batch]
         everything = kv.get(self._prefix, kv.prefix_end(self._prefix))
         while True:
+            if not shard.mod_revision:
+                yield from self._create(shard)
             value = shard.value + sum(amounts)
             request = kv.txn(
                 (kv.modified_at(shard.key, shard.mod_revision),),
@@ -172,14 +174,29 @@ class Counter(Collection):
                 shard.is_now(value, reply.header.revision)
                 return _running(_total(kvs), amounts)
             found = reply.responses[0].response_range.kvs
-            if found:
-                applied_at = found[0].mod_revision if doubt else 0
-            else:
-                applied_at = (yield from self._put_after(shard)) if doubt else 0
-            past = (yield from range_(self._all_at(applied_at), seen=0)) if applied_at else None
+            applied_at = 0
+            if doubt and found and found[0].create_revision <= shard.mod_revision:
+                applied_at = found[0].mod_revision
+            elif doubt:
+                applied_at = yield from self._put_after(shard)
+            past = (yield from self._all_at(applied_at)) if applied_at else None
             shard.is_now(int(found[0].value) if found else 0, found[0].mod_revision if found else 0)
             if past is not None:
-                return _running(_total(past.kvs), amounts)
+                return _running(_total(past), amounts)
+
+    def _create(self, shard: _Shard) -> Operation[None]:
+        """Begin a shard with 0: one round trip more for a session's first increment, and the first after a reset.
+
+        "The key does not exist" would be no guard for an increment: it holds again after a reset, and a repetition
+        would count what the reset has wiped a second time.
+        """
+        begin = Alternative((kv.absent(shard.key),), (kv.put(shard.key, b"0"),))
+        outcome = yield from prove([begin], otherwise=(kv.get(shard.key),), what=self._what)
+        if outcome.taken is not None:
+            shard.is_now(0, outcome.revision)
+        elif outcome.responses:
+            found = outcome.responses[0].response_range.kvs[0]
+            shard.is_now(int(found.value), found.mod_revision)
 
     def _settle(self, shard: _Shard) -> Operation[None]:
         """Find out what became of a batch whose leader left while it was under way, and keep it from coming later."""
@@ -209,7 +226,7 @@ class Counter(Collection):
 
     def _fold(self, shard: _Shard) -> Operation[None]:
         """Move what ended sessions have added into the base, so that the number of shards follows that of sessions."""
-        reply = yield from range_(self._all_at(0), seen=0)
+        reply = yield from range_(kv.read(self._prefix, kv.prefix_end(self._prefix)), seen=0)
         sessions = self._session.layout.sessions
         live = yield from range_(kv.read(sessions, kv.prefix_end(sessions), keys_only=True), seen=0)
         alive = {found.key.removeprefix(sessions) for found in live.kvs}
@@ -231,8 +248,12 @@ class Counter(Collection):
         request = kv.txn(compares, [kv.put(self._base, b"%d" % total), *(kv.delete(found.key) for found in dead)])
         yield from once(request, request, what=self._what)
 
-    def _all_at(self, revision: int) -> kv.Read:
-        return kv.read(self._prefix, kv.prefix_end(self._prefix), revision=revision)
+    def _all_at(self, revision: int) -> Operation[Sequence[kv.KeyValue]]:
+        try:
+            reply = yield from range_(kv.read(self._prefix, kv.prefix_end(self._prefix), revision=revision), seen=0)
+        except Compacted:
+            raise OutcomeUnknown(f"{self._what}: it was added, but the answer with the total is lost") from None
+        return reply.kvs
 
     @property
     def _base(self) -> bytes:
