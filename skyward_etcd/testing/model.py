@@ -21,10 +21,8 @@ __all__ = ["Lease", "ModelEtcd", "StaleView"]
 
 Reply = TypeVar("Reply")
 
-_MAX_TXN_OPS = 128  # etcd's default for --max-txn-ops
-_MAX_REQUEST_BYTES = 1_572_864  # and for --max-request-bytes
+_MAX_REQUEST_BYTES = 1_572_864  # etcd's default
 _ENVELOPE_BYTES = 18  # what etcd puts around a request before it weighs it
-_MIN_TTL_S = 2  # one and a half election timeouts, rounded up
 _MAX_TTL_S = 9_000_000_000
 
 
@@ -39,12 +37,16 @@ class Lease:
 class ModelEtcd:
     """An etcd of one member that never fails: requests are applied one after another, in the order of the calls.
 
-    ``revision`` lets it start as a cluster whose keys have all been deleted. Two things are left to the user: what is
-    left of a lease (``LeaseTimeToLive`` tells the TTL that was granted), and to which watch an event is delivered.
+    ``revision`` lets it start as a cluster whose keys have all been deleted. ``max_txn_ops`` is the flag of this name,
+    ``min_ttl_s`` one and a half election timeouts; both are etcd's defaults, and our own members have others. Two
+    things are left to the user: what is left of a lease (``LeaseTimeToLive`` tells the TTL that was granted), and to
+    which watch an event is delivered.
     """
 
-    def __init__(self, *, revision: int = 1) -> None:
+    def __init__(self, *, revision: int = 1, max_txn_ops: int = 128, min_ttl_s: int = 2) -> None:
         self.revision = revision
+        self.max_txn_ops = max_txn_ops
+        self.min_ttl_s = min_ttl_s
         self.compacted = 0
         self.no_space = False
         """The NOSPACE alarm: refuses puts and lease grants, as etcd does, until it is taken back."""
@@ -143,7 +145,7 @@ class ModelEtcd:
         return reply
 
     def _txn(self, request: pb.TxnRequest) -> pb.TxnResponse:
-        _check_txn(request, _MAX_TXN_OPS)
+        _check_txn(request, self.max_txn_ops)
         _check_overlaps(request.success)
         _check_overlaps(request.failure)
         _check_size(request)
@@ -174,7 +176,7 @@ class ModelEtcd:
         if request.ID in self.leases:
             raise EtcdError("etcdserver: lease already exists")
         lease = request.ID or next(self._lease_ids)
-        self.leases[lease] = Lease(max(request.TTL, _MIN_TTL_S))
+        self.leases[lease] = Lease(max(request.TTL, self.min_ttl_s))
         return pb.LeaseGrantResponse(header=_header(self.revision), ID=lease, TTL=self.leases[lease].ttl_s)
 
     def _lease_revoke(self, request: pb.LeaseRevokeRequest) -> pb.LeaseRevokeResponse:
@@ -335,6 +337,10 @@ class _Writing:
     def put(self, request: pb.PutRequest) -> pb.PutResponse:
         """Write a key, and move it from its lease to that of the request."""
         before = self._history.at(request.key, self.revision)
+        if before is None and (request.ignore_value or request.ignore_lease):
+            raise AssertionError(
+                f"this transaction ends every member of the cluster: it keeps {request.key!r} as deleted"
+            )
         written = pb.KeyValue(
             key=request.key,
             value=before.value if before and request.ignore_value else request.value,
@@ -420,7 +426,7 @@ _SORT_KEYS: Mapping[int, Callable[[pb.KeyValue], Any]] = {
 
 
 def _sorted(request: pb.RangeRequest, kvs: list[pb.KeyValue]) -> list[pb.KeyValue]:
-    """Sort as etcd does, whose sort is stable only for a dozen entries; ours always is."""
+    """Sort as etcd does, whose sort is stable for up to six entries only; ours always is."""
     if request.sort_order == pb.RangeRequest.NONE:
         if request.sort_target == pb.RangeRequest.KEY:
             return kvs
@@ -517,8 +523,8 @@ def _check_op(op: pb.RequestOp, room: int) -> None:
 def _check_overlaps(ops: Iterable[pb.RequestOp]) -> tuple[set[bytes], list[pb.DeleteRangeRequest]]:
     """Refuse two writes to one key, in etcd's order of looking; return what is put and what is deleted.
 
-    That order has gaps: a put in one inner transaction may come before its deletion in a later one, and a deletion
-    of all keys from one on (whose end is a zero byte) is taken for empty.
+    That order has gaps: a put in one inner transaction may come before its deletion in a later one, and a deletion of
+    all keys from one on (whose end is a zero byte) is taken for empty.
     """
     ops = list(ops)
     deletes = [op.request_delete_range for op in ops if op.HasField("request_delete_range")]
