@@ -27,7 +27,7 @@ SAYS = {
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, EXAMPLES / f"{name}.py"]
+    command = [sys.executable, str(EXAMPLES / f"{name}.py")]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=55, check=False)
     assert ran.returncode == 0, ran.stderr
     assert re.search(SAYS[name], ran.stdout), ran.stdout

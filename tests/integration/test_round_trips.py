@@ -76,10 +76,9 @@ def table() -> dict[Row, Cost]:
     """Read the lines ``| `dict.size` (`len(d)`) | when | requests | watches |`` of the document."""
     rows: dict[Row, Cost] = {}
     section = DOCUMENT.read_text().partition("## Round trips")[2].partition("\n## ")[0]
-    for line in section.splitlines():
-        operations, *rest = (cell.strip() for cell in line.strip("|").split("|"))
+    for line in re.findall(r"^\|(.*)\|$", section, re.MULTILINE):
+        operations, when, requests, watches = (cell.strip() for cell in line.split("|"))
         for operation in re.findall(rf"`((?:{'|'.join(CLASSES)})\.\w+)`", operations):
-            when, requests, watches = rest
             assert Row(operation, when) not in rows, f"two rows for {operation}, {when}"
             rows[Row(operation, when)] = Cost(int(requests), int(watches))
     return rows
@@ -318,7 +317,7 @@ class Meter:
     def __init__(self, session: Session, patch: pytest.MonkeyPatch) -> None:
         self.waits = threading.Event()
         self._requests = self._watches = 0
-        wire, hub = session.wire, session.hub
+        wire, hub, watches = session.wire, session.hub, session.hub._watches
         run, run_async, call, call_async, watch = session.run, session.run_async, wire.call, wire.call_async, hub.open
 
         def counted_call(*args: Any, **options: Any) -> Any:
@@ -330,9 +329,9 @@ class Meter:
             return await call_async(*args, **options)
 
         def counted_watch(*args: Any, **options: Any) -> Any:
-            known = set(hub._watches)
+            known = set(watches._watches)
             watching = watch(*args, **options)
-            self._watches += len(set(hub._watches) - known)
+            self._watches += len(set(watches._watches) - known)
             return watching
 
         def observed_run(operation: Operation[Any]) -> Any:
@@ -396,7 +395,7 @@ class Driver:
             else asyncio.run_coroutine_threadsafe(self._asyncio(handle, row, act), self._loop)
         )
         if act.meanwhile:
-            assert self._meter.waits.wait(PATIENCE_S), "it does not wait"
+            until(lambda: self._meter.waits.is_set() or future.done())
             act.meanwhile(ours, theirs)
         if act.raises:
             with pytest.raises(act.raises):
