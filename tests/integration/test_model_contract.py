@@ -188,8 +188,8 @@ class Program:
             range_end=b"\0" if self.chance(0.4) else self.rng.choice(ENDS),
             limit=self.rng.choice([0, 0, 0, 1, 2, 3]),
             revision=self.revision() if self.chance(0.2) else 0,
-            sort_order=self.rng.choice(pb.RangeRequest.SortOrder.values()),
-            sort_target=self.rng.choice(pb.RangeRequest.SortTarget.values()),
+            sort_order=self.rng.choice(pb.RangeRequest.SortOrder.keys()),
+            sort_target=self.rng.choice(pb.RangeRequest.SortTarget.keys()),
             serializable=self.chance(0.2),
             keys_only=self.chance(0.2),
             count_only=self.chance(0.1),
@@ -223,8 +223,8 @@ class Program:
 
     def compare(self) -> pb.Compare:
         compare = pb.Compare(
-            result=self.rng.choice(pb.Compare.CompareResult.values()),
-            target=self.rng.choice(pb.Compare.CompareTarget.values()),
+            result=self.rng.choice(pb.Compare.CompareResult.keys()),
+            target=self.rng.choice(pb.Compare.CompareTarget.keys()),
             key=self.key(),
             range_end=self.rng.choice(ENDS),
         )
