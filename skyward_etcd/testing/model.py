@@ -49,7 +49,10 @@ class ModelEtcd:
         self.min_ttl_s = min_ttl_s
         self.compacted = 0
         self.no_space = False
-        """The NOSPACE alarm: refuses puts and lease grants, as etcd does, until it is taken back."""
+        """The NOSPACE alarm: refuses puts and lease grants, as etcd does, until it is taken back.
+
+        While its file is really full, an etcd of 3.5.1 refuses every transaction, also one that only reads or deletes.
+        """
         self.leases: dict[int, Lease] = {}
         self.on_events: list[Callable[[int, Sequence[pb.Event]], None]] = []
         """Called with each revision and its events, as soon as it has been applied."""
@@ -100,7 +103,7 @@ class ModelEtcd:
         """Return what a watch on a key or an interval gets that starts at a revision, up to now.
 
         A watch may start *at* the compacted revision, and then does not get its deletions: they left with the
-        compaction (etcd before 3.5.18).
+        compaction (etcd issues 18089 and 19179; newer releases keep them).
 
         Raises:
             Compacted: ``start_revision`` is older than the compacted one.
@@ -380,7 +383,7 @@ def _header(revision: int) -> pb.ResponseHeader:
 
 
 def _answer(request: pb.RangeRequest, history: _History, now: int) -> pb.RangeResponse:
-    found = history.between(request.key, request.range_end, request.revision or now)
+    found = history.between(request.key, request.range_end, request.revision if request.revision > 0 else now)
     if request.count_only:
         return pb.RangeResponse(header=_header(now), count=len(found))
     kvs = _sorted(request, _filtered(request, found))
