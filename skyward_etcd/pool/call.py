@@ -1,16 +1,14 @@
-"""One call on its way through the pool: a future that can also be awaited."""
+"""One call on its way through the pool, and what its node is told."""
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import itertools
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from typing import Any
 
 from skyward_etcd.pool.failure import dumps
-from skyward_etcd.pool.function import PendingFunction, name_of
+from skyward_etcd.pool.function import FunctionFuture, PendingFunction, name_of
 from skyward_etcd.pool.protocol import Feed, Run
 from skyward_etcd.pool.streams import streamed_arguments
 
@@ -39,7 +37,7 @@ class Order:
         return Feed(len(self.feeds) - 1)
 
 
-class Call(Future[Any]):
+class Call(FunctionFuture[Any]):
     """The future result of one run of a function. Cancelling it works until a node has taken it."""
 
     def __init__(self, order: Order, *, timeout: float | None, retries: int, target: int | None = None) -> None:
@@ -60,6 +58,3 @@ class Call(Future[Any]):
     def take(self) -> bool:
         """Whether it is to be run: the first try is not if the caller has cancelled it meanwhile."""
         return self.running() or self.set_running_or_notify_cancel()
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.wrap_future(self).__await__()

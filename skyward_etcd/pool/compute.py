@@ -11,7 +11,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
@@ -22,7 +22,7 @@ from skyward_etcd.errors import NotConnected, PoolError
 from skyward_etcd.pool import context, fleet, spec
 from skyward_etcd.pool.call import Call, Order
 from skyward_etcd.pool.dispatch import Dispatcher
-from skyward_etcd.pool.function import PendingFunction, PendingFunctionGroup
+from skyward_etcd.pool.function import FunctionFuture, PendingFunction, PendingFunctionGroup
 from skyward_etcd.pool.progress import wait_for_all
 from skyward_etcd.pool.spec import Nodes, Options, Spec, SpecKwargs, Worker
 from skyward_etcd.session.session import Session
@@ -149,7 +149,7 @@ class Compute(Shared):
     @property
     def is_active(self) -> bool:
         """Whether the pool takes functions."""
-        return self._state == "open"
+        return self._state == "open" and self._dispatcher.takes_calls
 
     @property
     def concurrency(self) -> int:
@@ -177,7 +177,9 @@ class Compute(Shared):
         call = self._submit(pending, target=target)
         return cast("T", self._result(call))
 
-    def run_async(self, pending: PendingFunction[T], /, *, target: int | Literal["head"] | None = None) -> Future[T]:
+    def run_async(
+        self, pending: PendingFunction[T], /, *, target: int | Literal["head"] | None = None
+    ) -> FunctionFuture[T]:
         """Run a function on one node, and return a future at once: ``pending > pool``. It can be awaited too.
 
         Raises:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
 from skyward_etcd.errors import NotConnected
-from skyward_etcd.pool.function import PendingFunction, PendingFunctionGroup, Target
+from skyward_etcd.pool.function import FunctionFuture, PendingFunction, PendingFunctionGroup, Target
 
 __all__ = ["Sky", "activated", "active_pool", "sky"]
 
@@ -29,7 +28,7 @@ class Sky:
         """Run on one node of the active pool."""
         return active_pool().run(pending)
 
-    def run_async(self, pending: PendingFunction[T], /) -> Future[T]:
+    def run_async(self, pending: PendingFunction[T], /) -> FunctionFuture[T]:
         """Run on one node of the active pool, without waiting."""
         return active_pool().run_async(pending)
 

@@ -37,6 +37,11 @@ class Dispatcher:
                 del self._nodes[node.index]
 
     @property
+    def takes_calls(self) -> bool:
+        """Whether it is not closed."""
+        return self._closed is None
+
+    @property
     def nodes(self) -> list[NodeHandle]:
         """The nodes that take calls, in the order of their numbers."""
         with self._guard:

@@ -5,7 +5,6 @@ Whatever does not pickle becomes an error that names it.
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import traceback
 from collections.abc import Callable
@@ -73,10 +72,7 @@ def revive(failure: RemoteFailure) -> BaseException:
 def _of_the_user(trace: TracebackType | None) -> TracebackType | None:
     """Leave out our own frames on top: the user's function comes first."""
     start = trace
-    while start and inspect.getmodule(start.tb_frame) is not None:
-        name = start.tb_frame.f_globals.get("__name__", "")
-        if not name.startswith("skyward_etcd.pool"):
-            return start
+    while start and start.tb_frame.f_globals.get("__name__", "").startswith("skyward_etcd.pool."):
         start = start.tb_next
     return start or trace
 

@@ -100,7 +100,9 @@ class Fleet:
             for handle in handles:
                 handle.leave()
             for handle in handles:
-                handle.hang_up(max(0.0, deadline - time.monotonic()))
+                handle.wait_left(max(0.0, deadline - time.monotonic()))
+            for handle in handles:
+                handle.hang_up()
             for handle in handles:
                 handle.join(max(1.0, deadline - time.monotonic()))
         finally:
@@ -162,7 +164,9 @@ class Fleet:
             member=member,
             start_s=self._blueprint.start_s,
         )
-        handle = NodeHandle(config, on_free=self._dispatcher.assign, on_lost=self._lost)
+        handle = NodeHandle(
+            config, on_free=self._dispatcher.assign, on_lost=self._lost, on_member_lost=self._member_lost
+        )
         with self._guard:
             if self._closing:
                 raise PoolError("the pool is closed")
@@ -203,19 +207,25 @@ class Fleet:
     def _lost(self, handle: NodeHandle, code: int, calls: list[Call]) -> None:
         """A node has died, and its member with it. Runs in the thread of the node's link."""
         self._dispatcher.remove(handle)
-        member = self._members.pop(handle.index, None)
-        over = member is not None and len(self._members) <= self._voters // 2
-        if over:
-            self._dispatcher.close(
-                QuorumLost(
-                    f"{handle.name} ended with {code}, and with it one of the cluster's {self._voters} members: "
-                    f"{len(self._members)} is no majority, so that the pool's state is lost"
-                )
-            )
+        had_quorum = self._without_member(handle, f"{handle.name} ended with {code}")
         self._dispatcher.again(handle, code, calls)
-        if not over and not self._closing:
+        if had_quorum and not self._closing:
             _log.warning("%s ended with %s; starting another in its place", handle.name, code)
             threading.Thread(target=self._replace, args=(handle,), name=f"new {handle.name}", daemon=True).start()
+
+    def _member_lost(self, handle: NodeHandle, reason: str) -> None:
+        """A member has died under a node that lives."""
+        if self._without_member(handle, reason):
+            _log.warning("%s; the other members go on without it", reason)
+
+    def _without_member(self, handle: NodeHandle, reason: str) -> bool:
+        """Count the node's member as gone, if it had one; without a majority this is the end of the pool, and False."""
+        with self._guard:
+            if self._members.pop(handle.index, None) is None or len(self._members) > self._voters // 2:
+                return True
+        rest = f"{len(self._members)} of the cluster's {self._voters} members left is no majority"
+        self._dispatcher.close(QuorumLost(f"{reason}; with {rest}, the pool's state is lost"))
+        return False
 
     def _replace(self, dead: NodeHandle) -> None:
         """Start a node in the place of a dead one; a pool that cannot is at its end."""

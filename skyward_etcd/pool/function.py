@@ -6,14 +6,15 @@ Nothing runs until an operator says where: ``>>`` one node, ``>`` one node witho
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, cast, overload
 
-__all__ = ["PendingFunction", "PendingFunctionGroup", "Target", "function", "gather"]
+__all__ = ["FunctionFuture", "PendingFunction", "PendingFunctionGroup", "Target", "function", "gather"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,6 +27,13 @@ R_co = TypeVar("R_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 
 
+class FunctionFuture(Future[T]):
+    """What ``call > pool`` gives: a future that can be awaited too."""
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.wrap_future(self).__await__()
+
+
 class Target(Protocol):
     """Where a pending function can be sent: a pool, or ``sky``, the active one."""
 
@@ -33,7 +41,7 @@ class Target(Protocol):
         """Run on one node."""
         ...
 
-    def run_async(self, pending: PendingFunction[T], /) -> Future[T]:
+    def run_async(self, pending: PendingFunction[T], /) -> FunctionFuture[T]:
         """Run on one node, without waiting."""
         ...
 
@@ -73,8 +81,8 @@ class PendingFunction(Generic[T_co]):
         """``call >> pool``: run on one node and return the result."""
         return resolve(target).run(self)
 
-    def __gt__(self, target: Target | ModuleType) -> Future[T_co]:
-        """``call > pool``: run on one node, and return a future at once."""
+    def __gt__(self, target: Target | ModuleType) -> FunctionFuture[T_co]:
+        """``call > pool``: run on one node, and return a future at once, which can be awaited too."""
         return resolve(target).run_async(self)
 
     def __matmul__(self, target: Target | ModuleType) -> list[T_co]:

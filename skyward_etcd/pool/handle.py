@@ -21,6 +21,7 @@ from skyward_etcd.pool.protocol import (
     FeedEnd,
     Leave,
     Left,
+    MemberLost,
     NodeConfig,
     Printed,
     Raised,
@@ -69,11 +70,17 @@ class NodeHandle:
     """Starts the node's process, sends it calls, and resolves them with what comes back.
 
     ``on_free`` is called when it may take another call, and ``on_lost`` with the exit code and the calls that it ran,
-    when it has ended without being asked to after it was ready.
+    when it has ended without being asked to after it was ready. ``on_member_lost`` is called with the reason when the
+    node goes on without its etcd member.
     """
 
     def __init__(
-        self, config: NodeConfig, *, on_free: Callable[[], None], on_lost: Callable[[NodeHandle, int, list[Call]], None]
+        self,
+        config: NodeConfig,
+        *,
+        on_free: Callable[[], None],
+        on_lost: Callable[[NodeHandle, int, list[Call]], None],
+        on_member_lost: Callable[[NodeHandle, str], None],
     ) -> None:
         self.info = config.info
         self.index = config.info.node
@@ -83,6 +90,7 @@ class NodeHandle:
         self._config = config
         self._on_free = on_free
         self._on_lost = on_lost
+        self._on_member_lost = on_member_lost
         self._running: dict[int, _Running] = {}
         self._guard = threading.Lock()
         self._link: Link | None = None
@@ -135,11 +143,14 @@ class NodeHandle:
         self._leaving = True
         self._put(Leave())
 
-    def hang_up(self, timeout_s: float) -> None:
-        """Let the node end once it has said good-bye, or ``timeout_s`` after it was asked to."""
-        self._leaving = True
+    def wait_left(self, timeout_s: float) -> None:
+        """Wait until the node has said good-bye, or is gone."""
         if self._link:
             self._left.wait(timeout_s)
+
+    def hang_up(self) -> None:
+        """Let the node end."""
+        if self._link:
             self._link.hang_up()
 
     def join(self, timeout_s: float) -> None:
@@ -182,6 +193,8 @@ class NodeHandle:
                 self.ready.set_exception(revive(failure))
             case Left():
                 self._left.set()
+            case MemberLost(reason=reason):
+                self._on_member_lost(self, reason)
             case Printed():
                 self._print(message)
             case Returned(call=call, payload=payload):

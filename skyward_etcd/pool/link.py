@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import skyward_etcd
 from skyward_etcd.cluster.process import launch
 from skyward_etcd.pool.channel import Channel, Outbox
 from skyward_etcd.pool.protocol import NodeConfig
@@ -86,6 +85,6 @@ def environment(extra: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
     """Return the environment to start a process of ours in, and the ``PYTHONPATH`` that the user's code should see."""
     env = {**os.environ, **extra}
     theirs = env.get("PYTHONPATH")
-    ours = str(Path(skyward_etcd.__file__).parents[1])
+    ours = str(Path(__file__).parents[2])
     env["PYTHONPATH"] = os.pathsep.join([ours, *([theirs] if theirs else [])])
     return env, theirs

@@ -14,7 +14,7 @@ from typing import Any
 
 from skyward_etcd.cluster.member import Member
 from skyward_etcd.pool.channel import Channel
-from skyward_etcd.pool.protocol import Leave, Left, NodeConfig, Ready, Unready
+from skyward_etcd.pool.protocol import Leave, Left, MemberLost, NodeConfig, Ready, Unready
 
 __all__ = ["main"]
 
@@ -45,7 +45,10 @@ class _Node:
         _become(config)
         self._executor = _executor(channel, config)
         if self._member:
+            from skyward_etcd.pool.watch import watch
+
             self._member.wait_ready(config.start_s)
+            watch(self._member, start_s=config.start_s, on_lost=lambda reason: channel.send(MemberLost(reason)))
         self._session = _join(config)
 
     def serve(self) -> None:
@@ -60,7 +63,8 @@ class _Node:
                 else:
                     self._executor.handle(message)
         if self._member and asked_to_leave and self._member.spec.durable:
-            self._member.stop()
+            # All members stop at once: without a majority none can hand over. Nothing acknowledged is off the disk.
+            self._member.stop(timeout_s=1.0)
         os._exit(0)  # threads of functions that nobody waits for do not hold us
 
     def _say_good_bye(self) -> None:

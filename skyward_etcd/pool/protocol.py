@@ -21,6 +21,7 @@ __all__ = [
     "FeedEnd",
     "Leave",
     "Left",
+    "MemberLost",
     "NodeConfig",
     "Printed",
     "Raised",
@@ -154,6 +155,13 @@ class Unready:
     """The node could not start."""
 
     failure: RemoteFailure
+
+
+@dataclass(frozen=True, slots=True)
+class MemberLost:
+    """The node's member has died and cannot be started again; the node itself goes on."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -20,7 +21,15 @@ from typing import Any, Literal
 import psutil
 import pytest
 
-from skyward_etcd.errors import NodeLost, NotConnected, PoolError, QuorumLost, UnsupportedType
+from skyward_etcd.errors import (
+    BinaryNotFound,
+    NodeLost,
+    NotConnected,
+    PoolError,
+    QuorumLost,
+    UnsafeEtcd,
+    UnsupportedType,
+)
 from skyward_etcd.pool.compute import Compute
 from skyward_etcd.pool.context import sky
 from skyward_etcd.pool.function import function, gather
@@ -354,6 +363,19 @@ def test_only_the_head_prints(pool: Compute, capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr().out == "[node 0] here\n"
 
 
+def test_a_long_broadcast_shows_a_line_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    with Compute(nodes=2, options=alone()) as pool:
+        for terminal in (io.StringIO(), Terminal()):
+            monkeypatch.setattr(sys, "stderr", terminal)
+            _ = rest(1.8) @ pool
+            assert ("rest @ 2 nodes: 0/2 done, 1 s" in terminal.getvalue()) is terminal.isatty()
+        assert terminal.getvalue().endswith("\r\033[K")
+
+
 # --- streams ---
 
 
@@ -505,7 +527,7 @@ def test_results_of_a_group_stream_in_order_or_as_they_come(pool: Compute) -> No
 
 async def test_a_pool_can_be_used_from_asyncio() -> None:
     async with Compute(nodes=2, options=alone()) as pool:
-        results = await asyncio.gather(*(asyncio.wrap_future(double(n) > pool) for n in range(5)))
+        results = await asyncio.gather(*(double(n) > pool for n in range(5)))
         assert results == [0, 2, 4, 6, 8]
         assert double(4) >> sky == 8
     assert not pool.is_active
@@ -715,8 +737,52 @@ def test_a_pool_that_has_lost_its_only_member_says_why() -> None:
     with Compute(nodes=1) as pool:
         with pytest.raises(NodeLost):
             _ = die() >> pool
-        with pytest.raises(QuorumLost, match="node 0 ended with -9, and with it one of the cluster's 1 members"):
+        with pytest.raises(QuorumLost, match="node 0 ended with -9; with 0 of the cluster's 1 members left"):
             _ = double(1) >> pool
+
+
+def etcds() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children(recursive=True) if one.name() == "etcd"]
+
+
+def test_a_member_that_dies_under_a_living_node_loses_nothing_or_the_pool_says_why() -> None:
+    from skyward_etcd.cluster import binary
+
+    restarts = binary.grade(binary.find().version, durable=True).verdict is not binary.Verdict.REFUSED
+    with Compute(nodes=1) as pool:
+        pool.dict("kept")["a"] = 1
+        (member,) = etcds()
+        member.kill()
+        if restarts:
+            assert pool.dict("kept", consistency="strong")["a"] == 1
+            assert pool.current_nodes() == 1
+            return
+        until(lambda: not pool.is_active)
+        with pytest.raises(QuorumLost, match="can lose acknowledged writes"):
+            _ = double(1) >> pool
+
+
+def test_a_durable_pool_finds_its_state_again(tmp_path: Path) -> None:
+    try:
+        with Compute(nodes=3, durable=tmp_path / "state", namespace="mine") as pool:
+            pool.dict("kept")["a"] = 1
+            _ = function(int)() @ pool
+    except UnsafeEtcd:
+        pytest.skip("the only etcd here is one that durable clusters refuse")
+    with Compute(nodes=3, durable=tmp_path / "state", namespace="mine") as pool:
+        assert pool.dict("kept")["a"] == 1
+    with pytest.raises(PoolError, match="3 members"), Compute(nodes=1, durable=tmp_path / "state"):
+        pass
+
+
+def test_what_is_wrong_with_the_start_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
+    with pytest.raises(BinaryNotFound), Compute(nodes=1, etcd=tmp_path / "no-such-etcd"):
+        pass
+    broken = Image(env={"PYTHONHOME": str(tmp_path)})
+    with pytest.raises(PoolError, match=r"node \d ended with 1 while it was starting"), Compute(nodes=2, image=broken):
+        pass
+    assert set(psutil.Process().children()) <= before
 
 
 # --- the driver dies ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
@@ -12,7 +11,7 @@ import pytest
 
 from skyward_etcd.errors import NotConnected
 from skyward_etcd.pool.context import activated, sky
-from skyward_etcd.pool.function import PendingFunction, PendingFunctionGroup, function, gather
+from skyward_etcd.pool.function import FunctionFuture, PendingFunction, PendingFunctionGroup, function, gather
 from skyward_etcd.pool.streams import streamed_arguments
 
 T = TypeVar("T")
@@ -34,8 +33,8 @@ class Here:
     def run(self, pending: PendingFunction[T], /) -> T:
         return cast("T", pending.fn(*pending.args, **pending.kwargs))
 
-    def run_async(self, pending: PendingFunction[T], /) -> Future[T]:
-        future: Future[T] = Future()
+    def run_async(self, pending: PendingFunction[T], /) -> FunctionFuture[T]:
+        future: FunctionFuture[T] = FunctionFuture()
         future.set_result(self.run(pending))
         return future
 
@@ -64,6 +63,10 @@ def test_the_operators_send_to_one_node_to_one_later_to_all_and_side_by_side() -
     assert (add(1) > pool).result() == 1
     assert add(1) @ pool == [1, 1]
     assert (add(1) & add(2)) >> pool == (1, 2)
+
+
+async def test_what_is_sent_for_later_can_be_awaited() -> None:
+    assert await (add(1, b=2) > Here()) == 3
 
 
 def test_groups_grow_on_both_sides_in_order() -> None:
