@@ -11,9 +11,10 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
-from skyward_etcd.errors import BrokenBarrier, Compacted
+from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, txn_repeatable
 from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Watch, Watching
@@ -95,7 +96,7 @@ class Barrier(Collection):
             except BrokenBarrier:
                 raise
             except BaseException:
-                yield Later(kv.sending(self._breaking(self._known_gate())))
+                yield Later(partial(self._break, self._known_gate()))
                 raise
             finally:
                 deaths.close()
@@ -113,7 +114,12 @@ class Barrier(Collection):
             arrive = Alternative(
                 (gate.is_unmoved(self._gate_key),), (kv.put(mine, self._who(), lease=identity.lease), everyone)
             )
-            outcome = yield from prove([arrive], otherwise=(kv.get(self._gate_key),), what=self._what)
+            try:
+                outcome = yield from prove(
+                    [arrive], otherwise=(kv.get(self._gate_key),), identity=identity, what=self._what
+                )
+            except LeaseNotFound:
+                continue
             if outcome.taken is None:
                 yield from self._read_gate()
                 continue
@@ -134,7 +140,7 @@ class Barrier(Collection):
         while now.generation <= gate.generation:
             in_time = yield Await(deadline, (moves, deaths))
             if not in_time or (deaths.is_set() and (yield from self._has_lost_one(gate, deaths.take()))):
-                yield from txn_repeatable(self._breaking(gate))
+                yield from self._break(gate)
                 now = yield from self._read_gate()
             elif moves.is_set():
                 now = self._newest(moves.take()) or (yield from self._read_gate())
@@ -165,9 +171,11 @@ class Barrier(Collection):
             compares += [kv.present(arrival) for arrival in gate.arrivals]
         yield from txn_repeatable(kv.txn(compares, self._moving(gate, _Gate(gate.generation + 1, gate.broken))))
 
-    def _breaking(self, gate: _Gate) -> kv.Txn:
+    def _break(self, gate: _Gate) -> Operation[None]:
+        """Move the gate on as broken, if it has not moved. Sent twice, it does nothing the second time."""
         broken = (*gate.broken, gate.generation)[-_REMEMBERED:]
-        return kv.txn((gate.is_unmoved(self._gate_key),), self._moving(gate, _Gate(gate.generation + 1, broken)))
+        moving = self._moving(gate, _Gate(gate.generation + 1, broken))
+        yield from txn_repeatable(kv.txn((gate.is_unmoved(self._gate_key),), moving))
 
     def _moving(self, gate: _Gate, to: _Gate) -> tuple[kv.Op, ...]:
         arrivals = self._arrivals(gate)
@@ -175,7 +183,7 @@ class Barrier(Collection):
 
     def _reset(self) -> Operation[None]:
         if (yield from self._waiting()):
-            yield from txn_repeatable(self._breaking(self._known_gate()))
+            yield from self._break(self._known_gate())
 
     def _waiting(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name, {"n": self.n})

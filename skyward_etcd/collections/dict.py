@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, final
 
 from skyward_etcd.collections.base import Collection
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import put_repeatable, range_, recall, txn_repeatable
+from skyward_etcd.ops.attempt import range_, recall
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.keys import decode_key, encode_key
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.pages import read_all
-from skyward_etcd.ops.proof import Alternative, prove
+from skyward_etcd.ops.proof import Alternative, prove, write
 
 __all__ = ["ABSENT", "Absent", "Dict"]
 
@@ -217,10 +217,7 @@ class Dict(Collection):
         at = self._at(key)
         data = self._encode(at, value)
         yield from agree(self._session, self.kind, self.name)
-        if self._strong:
-            yield from prove([Alternative((), (kv.put(at, data),))], what=self._what)
-        else:
-            yield from put_repeatable(at, data)
+        yield from self._write([kv.put(at, data)])
 
     def _delete(self, key: Hashable) -> Operation[bool]:
         at = self._at(key)
@@ -290,10 +287,7 @@ class Dict(Collection):
             data[at] = self._encode(at, value)
         yield from agree(self._session, self.kind, self.name)
         for chunk in _chunks(data):
-            if self._strong:
-                yield from prove([Alternative((), chunk)], what=self._what)
-            else:
-                yield from txn_repeatable(kv.txn(then=chunk))
+            yield from self._write(chunk)
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
@@ -322,6 +316,12 @@ class Dict(Collection):
         yield from agree(self._session, self.kind, self.name)
         wipe = kv.delete(self._prefix, kv.prefix_end(self._prefix))
         yield from prove([Alternative((), (wipe,))], what=self._what)
+
+    def _write(self, puts: Sequence[kv.Op]) -> Operation[None]:
+        if self._strong:
+            yield from prove([Alternative((), puts)], what=self._what)
+        else:
+            yield from write(puts, what=self._what)
 
     def _at(self, key: Hashable) -> bytes:
         return self._prefix + encode_key(key)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 from skyward_etcd.collections.base import Collection, check_timeout
-from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown
+from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import once, txn_repeatable
+from skyward_etcd.ops.attempt import delete_repeatable, once, txn_repeatable
 from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Renounce, Watch
 from skyward_etcd.ops.naming import agree
+from skyward_etcd.ops.proof import Alternative, prove
 from skyward_etcd.session import caller
 from skyward_etcd.session.session import Session
 
@@ -101,37 +103,29 @@ class Lock(Collection):
             key = self._prefix + f"{identity.id}-{identity.serial()}".encode()
             try:
                 token = yield from self._contend(identity, key, deadline)
-            except LeaseNotFound:
-                yield Renounce(identity)  # whoever lost its place queues up again, at the end
-                continue
-            except OutcomeUnknown as unknown:
-                if isinstance(unknown.__cause__, LeaseNotFound):
-                    yield Renounce(identity)
+            except BaseException as error:
+                if isinstance(error, LeaseNotFound) or isinstance(error.__cause__, LeaseNotFound):
+                    yield Renounce(identity)  # our key is gone with the lease: queue up again, at the end
                     continue
-                yield Later(kv.deleting(key))
-                raise
-            except BaseException:
-                yield Later(kv.deleting(key))
+                yield Later(partial(delete_repeatable, key))
                 raise
             hold = Hold(self._what, identity, key, token, who=who, session=self._session, release=self._release)
             self._session.notes[self._prefix, who] = hold
             return hold
 
     def _contend(self, identity: Identity, key: bytes, deadline: float | None) -> Operation[int]:
-        """Queue up, wait for the turn, and return the token."""
-        everyone = kv.prefix_end(self._prefix)
-        enter = kv.put(key, self._who(), lease=identity.lease)
-        request = kv.txn(
-            (kv.absent(key),),
-            (enter, kv.get(self._prefix, everyone, keys_only=True, newest_first=True, limit=2)),
-            (kv.get(key),),
-        )
-        reply, _ = yield from once(request, request, what=self._what)
-        if reply.succeeded:
-            token = reply.header.revision
-            ahead = next((other.key for other in reply.responses[1].response_range.kvs if other.key != key), None)
-        else:  # the first try's answer was lost
-            token = reply.responses[0].response_range.kvs[0].create_revision
+        """Queue up, wait for the turn, and return the token.
+
+        That our key is not there yet would be no proof that it was never put: a first try that arrives after the
+        release would put it again, and nobody would ever delete it. So the entry is proven.
+        """
+        everyone = kv.get(self._prefix, kv.prefix_end(self._prefix), keys_only=True, newest_first=True, limit=2)
+        enter = Alternative((), (kv.put(key, self._who(), lease=identity.lease), everyone))
+        outcome = yield from prove([enter], undo=lambda _: delete_repeatable(key), identity=identity, what=self._what)
+        token = outcome.revision
+        if outcome.responses is not None:
+            ahead = next((other.key for other in outcome.responses[1].response_range.kvs if other.key != key), None)
+        else:
             ahead = yield from self._ahead_of(key, token)
         while ahead is not None:
             ahead = yield from self._wait_for(ahead, identity, key, token, deadline)
@@ -184,7 +178,7 @@ class Lock(Collection):
         try:
             reply, doubt = yield from once(request, request, what=self._what)
         except BaseException:
-            yield Later(kv.deleting(hold.key))
+            yield Later(partial(delete_repeatable, hold.key))
             raise
         if not reply.succeeded and not doubt:
             raise HoldLost(

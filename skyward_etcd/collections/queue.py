@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
+from skyward_etcd.errors import OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, recall, txn_repeatable
-from skyward_etcd.ops.effects import Await, Identify, Identity, Now, Operation, Watch
+from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
 
@@ -73,7 +75,8 @@ class Queue(Collection):
         """Take the first item; wait for one up to ``timeout`` seconds (``None``: for ever), then return ``default``.
 
         One round trip while there are items (one more for each page), at any length. A ``default`` of your own tells
-        a stored ``None`` from no item. A wait that is cancelled leaves nothing behind and takes nothing away.
+        a stored ``None`` from no item. A cancelled wait leaves nothing behind; if it is cancelled in the very moment of
+        taking an item, that item is put at the end of the queue, from the background.
 
         Raises:
             OutcomeUnknown: the answer was lost, and which item was taken is no longer known.
@@ -181,11 +184,17 @@ class Queue(Collection):
         found = yield from self._take(n)
         if not found and timeout != 0:
             found = yield from self._wait(n, timeout)
-        while found and len(found) < n:
-            more = yield from self._take(n - len(found))
-            if not more:
-                break
-            found += more
+        try:
+            while found and len(found) < n:
+                more = yield from self._take(n - len(found))
+                if not more:
+                    break
+                found += more
+        except SkywardEtcdError:
+            pass  # better some than none: what was taken before shall not be lost
+        except BaseException:
+            yield Later(partial(self._put, found))
+            raise
         return found
 
     def _wait(self, n: int, timeout: float | None) -> Operation[list[Any]]:
@@ -210,12 +219,15 @@ class Queue(Collection):
         """Take the item that a watch told of, if nothing older is left: one round trip from put to get."""
         head = self._head()
         start = self._items(head.page)
-        is_oldest = kv.all_created_from(item.create_revision, start, kv.prefix_end(self._prefix + b"items/"))
         if item.key < start:
             return []
-        outcome = yield from prove(
-            [Alternative((kv.present(item.key), is_oldest), (kv.delete(item.key, with_value=True),))], what=self._what
+        is_oldest = (
+            kv.all_created_from(item.create_revision, start, kv.prefix_end(self._prefix + b"items/")),
+            # What was put in the same transaction has the same revision; the one before it goes first.
+            kv.absent(_before(item.key)),
         )
+        take = Alternative((kv.present(item.key), *is_oldest), (kv.delete(item.key, with_value=True),))
+        outcome = yield from prove([take], undo=partial(self._give_back, [[item.key]]), what=self._what)
         return (yield from self._taken([item.key], outcome)) if outcome.taken is not None else []
 
     def _take(self, n: int) -> Operation[list[Any]]:
@@ -232,17 +244,17 @@ class Queue(Collection):
                     return []
             page, candidates = head.page, head.candidates
             wanted = candidates[: min(n, _MANY)]
-            alternatives = [self._removing([key], page, head) for key in candidates[:_CHAIN]]
+            choices = [[key] for key in candidates[:_CHAIN]]
             if len(wanted) > 1:
-                alternatives.insert(0, self._removing(wanted, page, head))
-            outcome = yield from prove(alternatives, what=self._what)
+                choices.insert(0, list(wanted))
+            alternatives = [self._removing(keys, page, head) for keys in choices]
+            outcome = yield from prove(alternatives, undo=partial(self._give_back, choices), what=self._what)
             if outcome.taken is None:
                 head.pass_over(candidates[:_CHAIN])
                 continue
             head.hinted = max(head.hinted, page)
-            first = outcome.taken - (len(wanted) > 1)
-            taken = wanted if first < 0 else [candidates[first]]
-            head.pass_over(candidates[: first + 1] if first >= 0 else taken)
+            taken = choices[outcome.taken]
+            head.pass_over(taken)
             return (yield from self._taken(taken, outcome))
 
     def _removing(self, keys: Sequence[bytes], page: int, head: _Head) -> Alternative:
@@ -252,15 +264,30 @@ class Queue(Collection):
         return Alternative([kv.present(key) for key in keys], operations)
 
     def _taken(self, keys: Sequence[bytes], outcome: Outcome) -> Operation[list[Any]]:
-        values: list[Any] = []
-        for number, key in enumerate(keys):
-            if outcome.responses is not None:
-                item: kv.KeyValue | None = outcome.responses[number].response_delete_range.prev_kvs[0]
-            else:
-                item = yield from recall(key, outcome.revision - 1, what=self._what)
-            if item is not None:
-                values.append(self._session.codec.decode(item.value, key=self._prefix))
+        """Return the values of what was taken. If they cannot be had here, the items go back into the queue."""
+        try:
+            values = yield from self._raw(keys, outcome)
+            return [self._session.codec.decode(value, key=self._prefix) for value in values]
+        except OutcomeUnknown:
+            raise
+        except BaseException:
+            yield Later(partial(self._give_back, [keys], replace(outcome, taken=0)))
+            raise
+
+    def _raw(self, keys: Sequence[bytes], outcome: Outcome) -> Operation[list[bytes]]:
+        if outcome.responses is not None:
+            return [response.response_delete_range.prev_kvs[0].value for response in outcome.responses[: len(keys)]]
+        values: list[bytes] = []
+        for key in keys:
+            item = yield from recall(key, outcome.revision - 1, what=self._what)
+            values += [item.value] if item is not None else []
         return values
+
+    def _give_back(self, choices: Sequence[Sequence[bytes]], outcome: Outcome) -> Operation[None]:
+        """Put what was taken in vain at the end: its old place may be before the head by now."""
+        if outcome.taken is not None:
+            values = yield from self._raw(choices[outcome.taken], outcome)
+            yield from self._put_chunk((yield Identify()), values)
 
     def _find(self, head: _Head) -> Operation[None]:
         """Look for the first page with items, from the last known one on. One round trip in the steady state."""
@@ -369,6 +396,12 @@ class _Head:
         candidates = self.candidates
         if last in candidates:
             self.candidates = candidates[candidates.index(last) + 1 :]
+
+
+def _before(item: bytes) -> bytes:
+    """Return the key of the item that its session has put before this one, if it is in the same page."""
+    session, _, serial = item.rpartition(b".")
+    return b"%s.%012d" % (session, int(serial) - 1)
 
 
 def _number(kvs: Sequence[kv.KeyValue]) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 from skyward_etcd.errors import Compacted, LeaseNotFound, OutcomeUnknown, Unavailable
 from skyward_etcd.ops.effects import Backoff, Call, Now, Operation
 from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire.methods import PUT, RANGE, TXN, Method
+from skyward_etcd.wire.methods import DELETE_RANGE, RANGE, TXN, Method
 
-__all__ = ["once", "put_repeatable", "range_", "recall", "repeatable", "txn_repeatable"]
+__all__ = ["delete_repeatable", "once", "range_", "recall", "repeatable", "txn_repeatable"]
 
 
 def repeatable(method: Method[Any, Any], request: Any) -> Operation[Any]:
@@ -40,9 +40,9 @@ def txn_repeatable(request: pb.TxnRequest) -> Operation[pb.TxnResponse]:
     return reply
 
 
-def put_repeatable(key: bytes, value: bytes) -> Operation[None]:
-    """Write a key, again if need be: the last writer wins."""
-    yield from repeatable(PUT, pb.PutRequest(key=key, value=value))
+def delete_repeatable(key: bytes) -> Operation[None]:
+    """Delete a key that nobody writes any more."""
+    yield from repeatable(DELETE_RANGE, pb.DeleteRangeRequest(key=key))
 
 
 def range_(request: pb.RangeRequest, *, seen: int) -> Operation[pb.RangeResponse]:

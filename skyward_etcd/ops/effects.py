@@ -7,7 +7,7 @@ psycopg 3's ``generators.py`` and of httpx's ``auth_flow``.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -82,9 +82,10 @@ class Renounce:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Have a request sent from the background until it gets through: for what a cancelled operation leaves."""
+    """Have something done in the background, again and again until it gets through: what a cancelled operation owes."""
 
-    call: Call
+    make: Callable[[], Operation[None]]
+    """Makes a new operation for each try."""
 
 
 Effect = Call | Backoff | Watch | Await | Now | Identify | Renounce | Later

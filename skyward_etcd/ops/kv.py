@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from skyward_etcd.ops.effects import Call
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.messages import Compare, Event, KeyValue
 from skyward_etcd.wire.messages import RangeRequest as Read
 from skyward_etcd.wire.messages import RequestOp as Op
 from skyward_etcd.wire.messages import TxnRequest as Txn
-from skyward_etcd.wire.methods import DELETE_RANGE, TXN
 
 __all__ = [
     "Compare",
@@ -23,7 +21,6 @@ __all__ = [
     "all_created_from",
     "created_at",
     "delete",
-    "deleting",
     "get",
     "is_delete",
     "modified_at",
@@ -32,7 +29,6 @@ __all__ = [
     "present",
     "put",
     "read",
-    "sending",
     "txn",
     "value_is",
 ]
@@ -145,16 +141,6 @@ def read(
         revision=revision,
         serializable=serializable,
     )
-
-
-def deleting(key: bytes) -> Call:
-    """Delete a key, as a call of its own."""
-    return Call(DELETE_RANGE, pb.DeleteRangeRequest(key=key))
-
-
-def sending(request: Txn) -> Call:
-    """Apply a transaction, as a call of its own."""
-    return Call(TXN, request)
 
 
 def is_delete(event: Event) -> bool:

@@ -15,16 +15,17 @@ transaction as the effect.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from skyward_etcd.errors import LeaseNotFound, OutcomeUnknown
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import once
+from skyward_etcd.ops.attempt import once, txn_repeatable
 from skyward_etcd.ops.effects import Identify, Identity, Later, Operation, Renounce, Slot
 from skyward_etcd.wire import messages as pb
 
-__all__ = ["Alternative", "Outcome", "prove"]
+__all__ = ["Alternative", "Outcome", "prove", "write"]
 
 _NONE = b"-"
 
@@ -50,71 +51,133 @@ class Outcome:
 
 
 def prove(
-    alternatives: Sequence[Alternative], *, otherwise: Sequence[pb.RequestOp] = (), what: str
+    alternatives: Sequence[Alternative],
+    *,
+    otherwise: Sequence[pb.RequestOp] = (),
+    undo: Callable[[Outcome], Operation[None]] | None = None,
+    identity: Identity | None = None,
+    what: str,
 ) -> Operation[Outcome]:
     """Apply the first alternative that holds, exactly once, and say which. One round trip.
 
-    ``otherwise`` may only read. Nothing is written when no alternative holds.
+    ``otherwise`` may only read. Nothing is written when no alternative holds. If this is cancelled while the answer
+    is on its way, and an alternative was taken, ``undo`` is done in the background. Operations that name the lease of
+    an ``identity`` are tried with that one only.
 
     Raises:
         OutcomeUnknown: the session was lost together with the answer.
+        LeaseNotFound: the ``identity`` that was asked for is lost, and nothing was applied.
     """
     while True:
-        identity: Identity = yield Identify()
-        slot = identity.borrow_slot()
+        own: Identity = identity or (yield Identify())
+        slot = own.borrow_slot()
         try:
-            outcome = yield from _try(alternatives, otherwise, identity, slot, what)
+            outcome = yield from _try(_Proof(alternatives, otherwise, own, slot, what))
         except LeaseNotFound:
-            yield Renounce(identity)
+            yield Renounce(own)
+            if identity is not None:
+                raise
             continue
         except BaseException:
-            # Nobody knows what the slot holds: it is never used again.
-            if slot.mod_revision:
-                yield Later(kv.deleting(slot.key))
+            # Nobody knows now what the slot holds: it is not given back before that is found out.
+            yield Later(partial(_abandon, own, slot, undo))
             raise
-        identity.return_slot(slot)
+        own.return_slot(slot)
         return outcome
 
 
-def _try(
-    alternatives: Sequence[Alternative], otherwise: Sequence[pb.RequestOp], identity: Identity, slot: Slot, what: str
-) -> Operation[Outcome]:
-    request = _guarded(alternatives, otherwise, identity, slot)
+def write(operations: Sequence[pb.RequestOp], *, what: str) -> Operation[None]:
+    """Apply operations that may be applied again, and never after this has returned. One round trip.
+
+    Only a repetition moves the slot, which keeps earlier tries from arriving late: without that, a value that was
+    overwritten long ago could come back.
+    """
+    while True:
+        own: Identity = yield Identify()
+        slot = own.borrow_slot()
+        proof = _Proof((Alternative((), operations),), (), own, slot, what)
+        try:
+            yield from _try(proof, moves_first=False)
+        except LeaseNotFound:
+            yield Renounce(own)
+            continue
+        except BaseException:
+            yield Later(partial(_abandon, own, slot, None))
+            raise
+        own.return_slot(slot)
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    alternatives: Sequence[Alternative]
+    otherwise: Sequence[pb.RequestOp]
+    identity: Identity
+    slot: Slot
+    what: str
+
+    def request(self, *, moves: bool, moves_anyway: bool) -> pb.TxnRequest:
+        """Return the transaction; which of its branches move the slot is what tells the tries apart."""
+        slot, lease = self.slot, self.identity.lease
+        chain = self.otherwise if not moves_anyway else (*self.otherwise, kv.put(slot.key, _NONE, lease=lease))
+        for number in range(len(self.alternatives) - 1, -1, -1):
+            alternative = self.alternatives[number]
+            record = (kv.put(slot.key, b"%d" % number, lease=lease),) if moves else ()
+            chain = (kv.nested(alternative.compares, (*alternative.operations, *record), chain),)
+        return kv.txn((kv.modified_at(slot.key, slot.mod_revision),), chain, (kv.get(slot.key),))
+
+
+def _try(proof: _Proof, *, moves_first: bool = True) -> Operation[Outcome]:
+    slot, what = proof.slot, proof.what
+    first = proof.request(moves=moves_first, moves_anyway=False)
     # A try in doubt may still be on its way. The repetition moves the slot in any case, so that it comes too late.
-    again = _guarded(alternatives, (*otherwise, kv.put(slot.key, _NONE, lease=identity.lease)), identity, slot)
-    reply, doubt = yield from once(request, again, what=what)
+    again = proof.request(moves=True, moves_anyway=True)
+    reply, doubt = yield from once(first, again, what=what)
+    revision = reply.header.revision
     if reply.succeeded:
-        return _read(reply, len(alternatives), slot, moved_anyway=doubt)
+        taken, responses = _taken(reply, len(proof.alternatives))
+        if doubt or (moves_first and taken is not None):
+            slot.mod_revision = revision
+            responses = responses[:-1]
+        return Outcome(taken, responses, revision)
     found = reply.responses[0].response_range.kvs
     if not found:
+        gone = LeaseNotFound(f"{what}: the session's keys are gone")
         if doubt:
-            raise OutcomeUnknown(f"{what}: the session was lost together with the answer")
-        raise LeaseNotFound(f"{what}: the session's keys are gone")
+            raise OutcomeUnknown(f"{what}: the session was lost together with the answer") from gone
+        raise gone
     slot.mod_revision = found[0].mod_revision
-    taken = None if found[0].value == _NONE else int(found[0].value)
-    return Outcome(taken, None, found[0].mod_revision)
+    return Outcome(None if found[0].value == _NONE else int(found[0].value), None, found[0].mod_revision)
 
 
-def _guarded(
-    alternatives: Sequence[Alternative], otherwise: Sequence[pb.RequestOp], identity: Identity, slot: Slot
-) -> pb.TxnRequest:
-    chain: Sequence[pb.RequestOp] = otherwise
-    for number in range(len(alternatives) - 1, -1, -1):
-        alternative = alternatives[number]
-        record = kv.put(slot.key, b"%d" % number, lease=identity.lease)
-        chain = (kv.nested(alternative.compares, (*alternative.operations, record), chain),)
-    return kv.txn((kv.modified_at(slot.key, slot.mod_revision),), chain, (kv.get(slot.key),))
-
-
-def _read(reply: pb.TxnResponse, alternatives: int, slot: Slot, *, moved_anyway: bool) -> Outcome:
-    revision = reply.header.revision
+def _taken(reply: pb.TxnResponse, alternatives: int) -> tuple[int | None, Sequence[pb.ResponseOp]]:
     responses: Sequence[pb.ResponseOp] = reply.responses
     for number in range(alternatives):
         inner = responses[0].response_txn
         responses = inner.responses
         if inner.succeeded:
-            slot.mod_revision = revision
-            return Outcome(number, responses[:-1], revision)
-    if moved_anyway:
-        slot.mod_revision = revision
-    return Outcome(None, responses, revision)
+            return number, responses
+    return None, responses
+
+
+def _abandon(identity: Identity, slot: Slot, undo: Callable[[Outcome], Operation[None]] | None) -> Operation[None]:
+    """Keep a try that is still on its way from being applied, or undo it if it was; then the slot is known again.
+
+    The slot is moved, not deleted: "it does not exist" is the guard of its first use, which may still be on its way.
+    """
+    fence = kv.txn(
+        (kv.modified_at(slot.key, slot.mod_revision),),
+        (kv.put(slot.key, _NONE, lease=identity.lease),),
+        (kv.get(slot.key),),
+    )
+    reply = yield from txn_repeatable(fence)
+    if reply.succeeded:
+        slot.mod_revision = reply.header.revision
+    else:
+        found = reply.responses[0].response_range.kvs
+        if not found:
+            return  # gone with the lease
+        if undo is not None and found[0].value != _NONE:
+            yield from undo(Outcome(int(found[0].value), None, found[0].mod_revision))
+        slot.mod_revision = found[0].mod_revision
+    identity.return_slot(slot)

@@ -16,6 +16,9 @@ def thread() -> Caller:
 
 
 def task() -> Caller:
-    """Return the identity of the running task."""
-    current = asyncio.current_task()
+    """Return the identity of the running task, or of the thread where no event loop runs."""
+    try:
+        current = asyncio.current_task()
+    except RuntimeError:
+        return thread()
     return ("task", id(current)) if current is not None else thread()

@@ -1,21 +1,18 @@
-"""Keeps the process's lease alive from a thread and a connection of its own, and does what was left for later.
+"""Keeps the process's lease alive from a thread and a connection of its own.
 
 A lost lease is noticed once and told to all: ``identity.lost`` is set, and the next mutation begins as a new identity.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from skyward_etcd.errors import EtcdError, NotConnected, SkywardEtcdError, Unavailable
-from skyward_etcd.ops.effects import Call
+from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.signals import Signal
 from skyward_etcd.wire import messages as pb
@@ -32,7 +29,6 @@ log = logging.getLogger("skyward_etcd.session")
 
 _CHECK_EVERY = 4
 """Renewals between two looks at the session key: before 3.5.23 a renewal may succeed for a revoked lease."""
-_MOST_LEFT_BEHIND = 1024
 
 
 class Keeper:
@@ -50,7 +46,6 @@ class Keeper:
         self._node = node
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._left_behind: deque[Call] = deque(maxlen=_MOST_LEFT_BEHIND)
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -76,11 +71,6 @@ class Keeper:
         identity.lost.set()
         self._wake.set()
 
-    def later(self, call: Call) -> None:
-        """Send a request from the background, until it gets through."""
-        self._left_behind.append(call)
-        self.start()
-
     def close(self) -> None:
         """Give the lease back, so that what hangs on it is free at once."""
         with self._lock:
@@ -105,7 +95,6 @@ class Keeper:
         while not self._closed:
             self._wake.clear()
             try:
-                self._tidy()
                 if self.identity is None:
                     self._join()
                 elif time.monotonic() >= self.identity.valid_until - self._ttl_s * 2 / 3:
@@ -164,13 +153,6 @@ class Keeper:
     def _is_registered(self, identity: Identity) -> bool:
         request = pb.RangeRequest(key=self._layout.session(identity.id), count_only=True)
         return bool(self._call(RANGE, request).count)
-
-    def _tidy(self) -> None:
-        while self._left_behind:
-            call = self._left_behind[0]
-            with contextlib.suppress(EtcdError):  # refused for good: asking again would not help
-                self._call(call.method, call.request)
-            self._left_behind.popleft()
 
     def _call(self, method: Any, request: Any) -> Any:
         return self._wire.call(method, request, timeout_s=self._call_s)

@@ -109,8 +109,8 @@ def _at_once(session: Session, effect: Effect) -> Any:
     match effect:
         case Now():
             return time.monotonic()
-        case Later(call):
-            session.later(call)
+        case Later(make):
+            session.later(make)
         case Renounce(identity):
             session.renounce(cast(Identity, identity))
         case _:

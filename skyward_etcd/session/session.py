@@ -13,17 +13,18 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from skyward_etcd.config import Limits
 from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
 from skyward_etcd.ops.codec import Codec
-from skyward_etcd.ops.effects import Call, Operation
+from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.layout import Layout
 from skyward_etcd.session import runner
 from skyward_etcd.session.identity import Identity
+from skyward_etcd.session.janitor import Janitor
 from skyward_etcd.session.keeper import Keeper
 from skyward_etcd.session.signals import Signal, wait, wait_async
 from skyward_etcd.session.watch import WatchHub
@@ -90,6 +91,7 @@ class Session:
             self._streams, self.layout, ttl_s=self.limits.ttl_s, call_s=self.limits.call_s, node=self.node
         )
         self.hub = WatchHub(self._streams, self.saw)
+        self._janitor = Janitor(lambda operation: runner.run(self, operation))
 
     def open(self) -> Self:
         """Get a lease, so that errors of the configuration show here. Two round trips.
@@ -114,6 +116,7 @@ class Session:
         if self._closed:
             return
         self._closed = True
+        self._janitor.close()
         self.hub.close()
         self._keeper.close()
         self.wire.close()
@@ -181,9 +184,9 @@ class Session:
         """Take note that an identity's lease is gone."""
         self._keeper.renounce(identity)
 
-    def later(self, call: Call) -> None:
-        """Send a request from the background, until it gets through."""
-        self._keeper.later(call)
+    def later(self, make: Callable[[], Operation[None]]) -> None:
+        """Have an operation run in the background, until it gets through."""
+        self._janitor.add(make)
 
     def saw(self, revision: int) -> None:
         """Remember the revision: no read of this session may be older."""

@@ -1,0 +1,649 @@
+"""Many processes on one simulated etcd, in virtual time: thousands of interleavings a second, each from its seed.
+
+The third runner. It drives the very operations that the blocking and the asyncio runner drive, over a network that
+loses requests and replies, delivers them late, and breaks streams, and for processes that pause, lose their leases
+and die. Programs are ordinary coroutines over ordinary collections::
+
+    with Simulation(seed=7, faults=Faults(lost_reply=0.1)) as simulation:
+        process = simulation.process("a")
+        task = simulation.spawn(process, Counter(process.as_session(), "steps").increment_async())
+        simulation.run()
+        assert task.result == 1
+
+The idea is FoundationDB's deterministic simulation (Zhou et al., SIGMOD 2021) in small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from skyward_etcd.config import Limits
+from skyward_etcd.errors import (
+    Compacted,
+    OutcomeUnknown,
+    SkywardEtcdError,
+    Unavailable,
+)
+from skyward_etcd.ops.codec import Codec
+from skyward_etcd.ops.effects import Await, Backoff, Call, Effect, Identify, Later, Now, Operation, Renounce, Watch
+from skyward_etcd.ops.layout import Layout
+from skyward_etcd.session.identity import Identity
+from skyward_etcd.session.session import Session
+from skyward_etcd.session.signals import Signal
+from skyward_etcd.session.watch import Watches, Watching
+from skyward_etcd.testing import linearizability
+from skyward_etcd.testing.model import ModelEtcd
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire.methods import COMPACT, LEASE_GRANT, PUT, RANGE
+
+__all__ = ["Cancelled", "Faults", "Process", "Simulation", "Stuck", "Task"]
+
+T = TypeVar("T")
+
+_LIMITS = Limits()
+_LONGEST_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How often things go wrong: probabilities for each call, or for each second of a process's life."""
+
+    refused: float = 0.0
+    """A call that certainly never left."""
+    lost_request: float = 0.0
+    """A call that never arrives; its caller learns it when its time is over."""
+    late_request: float = 0.0
+    """A call that arrives after its caller has given it up."""
+    lost_reply: float = 0.0
+    """A call that is applied, and whose answer is lost."""
+    stale_read: float = 0.0
+    """A serializable read that is answered by a member some revisions behind."""
+    broken_stream: float = 0.0
+    """Per second: the watch stream breaks, and what was under way on it is lost."""
+    compaction: float = 0.0
+    """Per second, for all: the history up to now is compacted away."""
+    pause: float = 0.0
+    """Per second: the process stands still, for up to twice the lease's TTL."""
+    expiry: float = 0.0
+    """Per second: the lease is gone, though the process renewed it."""
+    death: float = 0.0
+    """Per second: the process dies."""
+    cancellation: float = 0.0
+    """Per second: one of the process's tasks is cancelled."""
+
+
+class Cancelled(BaseException):
+    """What a cancelled task is thrown, as asyncio throws ``CancelledError``."""
+
+
+class Died(BaseException):
+    """Ends the tasks of a dead process without letting them ask for anything."""
+
+
+class Stuck(AssertionError):
+    """Tasks are left that nothing will ever wake."""
+
+
+class Simulation:
+    """One virtual world. The same seed and the same programs give the same history."""
+
+    def __init__(self, seed: int, *, faults: Faults | None = None) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)  # noqa: S311 - a simulation wants to be predictable
+        self.faults = faults or Faults()
+        self.etcd = ModelEtcd()
+        self.now = 0.0
+        self.processes: list[Process] = []
+        self.tasks: list[Task] = []
+        self._owed: list[Task] = []
+        self.history: list[linearizability.Operation] = []
+        self.scratch: dict[str, Any] = {}
+        """For programs to leave notes to each other and to whoever judges them."""
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = itertools.count()
+        self._ticks = itertools.count(1)
+        self.etcd.on_events.append(self._tell_watches)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes:
+            process.die()
+
+    def process(self, name: str) -> Process:
+        """Add a process. It stands in for a `Session` wherever a collection wants one."""
+        process = Process(self, name)
+        self.processes.append(process)
+        return process
+
+    def spawn(self, process: Process, program: Coroutine[Any, Any, T], name: str = "") -> Task:
+        """Begin a program in a process."""
+        task = Task(self, process, program, name)
+        self.tasks.append(task)
+        self.soon(task.resumer())
+        return task
+
+    def clean_up(self, process: Process, make: Callable[[], Operation[None]]) -> None:
+        """Do what a cancelled operation owes, until it gets through, as a session's janitor does."""
+
+        async def work() -> None:
+            while True:
+                try:
+                    return await process.run_async(make())
+                except Unavailable:
+                    await self.sleep(1.0)
+                except SkywardEtcdError:
+                    return None
+
+        task = Task(self, process, work(), "janitor")
+        self._owed.append(task)
+        self.soon(task.resumer())
+
+    def run(self, *, until_s: float = _LONGEST_S) -> None:
+        """Let everything happen until all programs have ended, faults included.
+
+        Raises:
+            Stuck: some cannot end.
+        """
+        self._chaos()
+        while self._events and any(task.is_pending for task in self.tasks):
+            at, _, action = heapq.heappop(self._events)
+            if at > until_s:
+                break
+            self.now = at
+            action()
+        stuck = [task for task in self.tasks if task.is_pending]
+        if stuck:
+            raise Stuck(f"seed {self.seed}: still waiting at {self.now:.1f} s: {', '.join(map(str, stuck))}")
+
+    def settle(self, for_s: float = 120.0) -> None:
+        """Go on without programs: let late requests arrive and leases end."""
+        until = self.now + for_s
+        while self._events and self._events[0][0] <= until:
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+
+    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Have something happen later."""
+        heapq.heappush(self._events, (self.now + delay_s, next(self._sequence), action))
+
+    def tasks_of(self, process: Process) -> list[Task]:
+        """Return the programs of a process, and what they owe."""
+        return [task for task in (*self.tasks, *self._owed) if task.process is process]
+
+    def soon(self, action: Callable[[], None]) -> None:
+        """Have something happen after a moment, in any order with what else happens then."""
+        self.after(self.rng.uniform(0.0, 0.0002), action)
+
+    def transit_s(self) -> float:
+        """Return how long a message travels: mostly under a millisecond, now and then much longer."""
+        return self.rng.expovariate(1 / 0.0005) if self.rng.random() < 0.97 else self.rng.uniform(0.0, 0.5)
+
+    async def sleep(self, seconds: float) -> None:
+        """For programs: let virtual time pass."""
+        await _Asking(Await(self.now + seconds, ()))
+
+    async def record(
+        self, process: Process, call: str, arguments: tuple[Any, ...], running: Coroutine[Any, Any, T]
+    ) -> T:
+        """For programs: run an operation, and write it into the `history`.
+
+        What ends with an error that leaves it open whether it was applied, or does not end, stays as unknown.
+        """
+        place = len(self.history)
+        pending = linearizability.Operation(process.name, call, arguments, None, next(self._ticks), None)
+        self.history.append(pending)
+        try:
+            result = await running
+        except SkywardEtcdError as error:
+            if isinstance(error, Unavailable) and not error.maybe_applied:
+                self.history[place] = _never(pending)
+            elif not isinstance(error, (OutcomeUnknown, Unavailable)):
+                self._finish(place, pending, type(error).__name__)
+            raise
+        self._finish(place, pending, result)
+        return result
+
+    def recorded(self) -> list[linearizability.Operation]:
+        """Return the history for a checker."""
+        return [operation for operation in self.history if operation.call]
+
+    def _finish(self, place: int, pending: linearizability.Operation, result: Any) -> None:
+        self.history[place] = linearizability.Operation(
+            pending.process, pending.call, pending.arguments, result, pending.invoked, next(self._ticks)
+        )
+
+    def _tell_watches(self, revision: int, events: Sequence[pb.Event]) -> None:
+        for process in self.processes:
+            process.stream.tell(revision, events)
+
+    def _chaos(self) -> None:
+        """Each second, perhaps, something bad."""
+
+        def every_second() -> None:
+            if self.rng.random() < self.faults.compaction and self.etcd.revision > self.etcd.compacted:
+                self.etcd.call(COMPACT, pb.CompactionRequest(revision=self.etcd.revision))
+            for process in self.processes:
+                if process.is_alive:
+                    self._afflict(process)
+            self.after(self.rng.uniform(0.0, 2.0), every_second)
+
+        self.after(self.rng.uniform(0.0, 1.0), every_second)
+
+    def _afflict(self, process: Process) -> None:
+        happens, faults = self.rng.random, self.faults
+        if happens() < faults.broken_stream:
+            process.stream.break_()
+        if happens() < faults.pause:
+            process.pause(self.rng.uniform(0.0, 2 * _LIMITS.ttl_s))
+        if happens() < faults.expiry:
+            process.lose_lease()
+        if happens() < faults.death:
+            process.die()
+        if happens() < faults.cancellation:
+            pending = [task for task in self.tasks if task.is_pending and task.process is process]
+            if pending:
+                self.rng.choice(pending).cancel()
+
+
+class Task:
+    """One program under way."""
+
+    def __init__(self, simulation: Simulation, process: Process, program: Coroutine[Any, Any, Any], name: str) -> None:
+        self.process = process
+        self.name = name
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.is_pending = True
+        self._simulation = simulation
+        self._program = program
+        self._turn = 0
+        self._effect: object = None
+
+    def cancel(self) -> None:
+        """Throw `Cancelled` into the program, at whatever it waits for."""
+        self._simulation.soon(self.resumer(error=Cancelled()))
+
+    def resumer(self, result: Any = None, error: BaseException | None = None) -> Callable[[], None]:
+        """Return what lets the program go on, if it still waits for the same thing then."""
+        turn = self._turn
+
+        def resume() -> None:
+            if not self.is_pending or turn != self._turn:
+                return
+            wake_at = self.process.paused_until
+            if wake_at > self._simulation.now:
+                self._simulation.after(wake_at - self._simulation.now, resume)
+                return
+            self._step(result, error)
+
+        return resume
+
+    def _step(self, result: Any, error: BaseException | None) -> None:
+        self._turn += 1
+        try:
+            effect = self._program.throw(error) if error is not None else self._program.send(result)
+        except StopIteration as stop:
+            self.result, self.is_pending = stop.value, False
+        except (Exception, Cancelled, Died) as raised:  # noqa: BLE001 - it is the program's, and reported as such
+            self.error, self.is_pending = raised, False
+        else:
+            self._effect = effect
+            self.process.perform(effect, self)
+
+    def abandon(self) -> None:
+        """End the program of a dead process; nothing that it asks for is done."""
+        self.is_pending = False
+        for _ in range(100):
+            try:
+                self._program.throw(Died())
+            except BaseException:  # noqa: BLE001 - nobody is left to hear it
+                return
+
+    def __str__(self) -> str:
+        return f"{self.process.name}/{self.name} at {self._effect}"
+
+
+class Process:
+    """What a collection sees of a session, in the simulation."""
+
+    def __init__(self, simulation: Simulation, name: str) -> None:
+        self.name = self.node = name
+        self.layout = Layout("sim")
+        self.codec = Codec()
+        self.seen = 0
+        self.notes: dict[Any, Any] = {}
+        self.identity: Identity | None = None
+        self.is_alive = True
+        self.paused_until = 0.0
+        self.stream = _Stream(simulation, self)
+        self.watches = Watches(self.saw, self.stream.send)
+        self._simulation = simulation
+        self._lease_ends = 0.0
+        self._joined = Signal()
+        self._is_joining = False
+
+    def as_session(self) -> Session:
+        """Return this process as what the collections' constructors are annotated with."""
+        return cast("Session", self)
+
+    def run(self, _operation: Operation[T]) -> T:
+        """There are no threads here: use the collections' async methods."""
+        raise TypeError("in a simulation, use the async methods")
+
+    async def run_async(self, operation: Operation[T]) -> T:
+        """Drive an operation in virtual time."""
+        return cast("T", await _Driven(operation))
+
+    def saw(self, revision: int) -> None:
+        """Remember the highest revision."""
+        self.seen = max(self.seen, revision)
+
+    # ---- what may befall it
+
+    def pause(self, for_s: float) -> None:
+        """Stand still: tasks, renewals and deliveries wait."""
+        self.paused_until = max(self.paused_until, self._simulation.now + for_s)
+
+    def lose_lease(self) -> None:
+        """Have etcd end the lease; the process learns it at its next renewal, or when a write is refused."""
+        if self.identity is not None and self.identity.lease in self._simulation.etcd.leases:
+            self._simulation.etcd.expire(self.identity.lease)
+
+    def die(self) -> None:
+        """End at once, between any two steps. The lease ends in its time."""
+        if self.is_alive:
+            self.is_alive = False
+            for task in self._simulation.tasks_of(self):
+                if task.is_pending:
+                    task.abandon()
+
+    # ---- what its tasks ask for
+
+    def perform(self, effect: Effect, task: Task) -> None:
+        """Do what a task asks for, and let it go on then."""
+        simulation = self._simulation
+        match effect:
+            case Call():
+                self._send(effect, lambda reply: task.resumer(reply)(), lambda error: task.resumer(error=error)())
+            case Await(deadline, signals):
+                self._wait(signals, deadline, task)
+            case Watch(key, range_end, start, hand_out):
+                self._watch(self.watches.open(key, range_end, start=start, hand_out=hand_out), task)
+            case Identify():
+                self._identify(task)
+            case Backoff(attempt, since, error):
+                pause = simulation.rng.uniform(0.0, min(2.0, 0.05 * 2 ** (attempt - 2)))
+                over = simulation.now + pause > since + _LIMITS.operation_s
+                simulation.after(0.0 if over else pause, task.resumer(error=error if over else None))
+            case Now():
+                simulation.after(0.0, task.resumer(simulation.now))
+            case Later(make):
+                simulation.clean_up(self, make)
+                simulation.after(0.0, task.resumer())
+            case Renounce(identity):
+                self._renounce(cast("Identity", identity))
+                simulation.after(0.0, task.resumer())
+
+    def _wait(self, signals: Sequence[Any], deadline: float | None, task: Task) -> None:
+        simulation = self._simulation
+        resume = task.resumer(result=True)
+
+        def wake() -> None:
+            for signal in signals:
+                signal.disarm(wake)
+            simulation.soon(resume)
+
+        if not all(signal.arm(wake) for signal in signals):
+            wake()
+        if deadline is not None:
+            simulation.after(max(0.0, deadline - simulation.now), task.resumer(result=False))
+
+    def _watch(self, watching: Watching, task: Task) -> None:
+        resume = task.resumer(watching)
+        if not watching.live.arm(lambda: self._simulation.soon(resume)):
+            self._simulation.soon(resume)
+
+    def _identify(self, task: Task) -> None:
+        if self.identity is not None:
+            self._simulation.after(0.0, task.resumer(self.identity))
+            return
+        self._join()
+
+        def look() -> None:
+            task.resumer(self.identity)()
+
+        if not self._joined.arm(lambda: self._simulation.soon(look)):
+            self._simulation.soon(look)
+
+    def _send(self, call: Call, answer: Callable[[Any], None], fail: Callable[[SkywardEtcdError], None]) -> None:
+        simulation, faults = self._simulation, self._simulation.faults
+        timed_out = Unavailable("no answer in time")
+        fate = simulation.rng.random()
+        apply = lambda: _quietly(lambda: self._apply(call))  # noqa: E731
+        if (fate := fate - faults.refused) < 0:
+            refused = Unavailable("nobody is there", maybe_applied=False)
+            simulation.after(simulation.transit_s(), lambda: fail(refused))
+        elif (fate := fate - faults.lost_request) < 0:
+            simulation.after(_LIMITS.call_s, lambda: fail(timed_out))
+        elif (fate := fate - faults.late_request) < 0:
+            simulation.after(simulation.rng.uniform(0.0, 3 * _LIMITS.call_s), apply)
+            simulation.after(simulation.rng.uniform(0.0, _LIMITS.call_s), lambda: fail(timed_out))
+        elif fate - faults.lost_reply < 0:
+            simulation.after(simulation.transit_s(), apply)
+            simulation.after(simulation.rng.choice((0.6, _LIMITS.call_s)), lambda: fail(timed_out))
+        else:
+            simulation.after(simulation.transit_s(), lambda: self._arrive(call, answer, fail))
+
+    def _arrive(self, call: Call, answer: Callable[[Any], None], fail: Callable[[SkywardEtcdError], None]) -> None:
+        back = self._simulation.transit_s()
+        try:
+            reply = self._apply(call)
+        except SkywardEtcdError as error:
+            refusal = error
+            self._simulation.after(back, lambda: fail(refusal))
+            return
+
+        def receive() -> None:
+            self.saw(reply.header.revision)
+            answer(reply)
+
+        self._simulation.after(back, receive)
+
+    def _apply(self, call: Call) -> Any:
+        etcd, rng = self._simulation.etcd, self._simulation.rng
+        if call.method is RANGE and call.request.serializable and rng.random() < self._simulation.faults.stale_read:
+            oldest = max(etcd.compacted, 1)
+            behind = etcd.stale_view(max(oldest, etcd.revision - rng.randrange(8)))
+            return behind.call(call.method, call.request)
+        return etcd.call(call.method, call.request)
+
+    # ---- the lease
+
+    def _join(self) -> None:
+        if self._is_joining or not self.is_alive:
+            return
+        self._is_joining = True
+
+        def join() -> None:
+            self._is_joining = False
+            if not self.is_alive:
+                return
+            etcd, now = self._simulation.etcd, self._simulation.now
+            lease = etcd.call(LEASE_GRANT, pb.LeaseGrantRequest(TTL=round(_LIMITS.ttl_s))).ID
+            identity = Identity(lease, self.layout.slot, clock=lambda: self._simulation.now)
+            etcd.call(PUT, pb.PutRequest(key=self.layout.session(identity.id), value=b"{}", lease=lease))
+            identity.valid_until = self._lease_ends = now + _LIMITS.ttl_s
+            self.identity = identity
+            self._joined.set()
+            self._renew(identity)
+            self._expire_in_time(identity)
+
+        self._simulation.after(self._simulation.transit_s(), join)
+
+    def _renew(self, identity: Identity) -> None:
+        simulation = self._simulation
+        if not self.is_alive or self.identity is not identity:
+            return
+        if self.paused_until > simulation.now:
+            simulation.after(self.paused_until - simulation.now, lambda: self._renew(identity))
+            return
+        if identity.lease not in simulation.etcd.leases:
+            self._renounce(identity)
+            self._join()
+            return
+        identity.valid_until = self._lease_ends = simulation.now + _LIMITS.ttl_s
+        simulation.after(_LIMITS.ttl_s / 3, lambda: self._renew(identity))
+
+    def _expire_in_time(self, identity: Identity) -> None:
+        simulation = self._simulation
+        if identity.lease not in simulation.etcd.leases:
+            return
+        ends = self._lease_ends if self.identity is identity else simulation.now
+        if ends <= simulation.now:
+            simulation.etcd.expire(identity.lease)
+        else:
+            simulation.after(ends - simulation.now, lambda: self._expire_in_time(identity))
+
+    def _renounce(self, identity: Identity) -> None:
+        if self.identity is identity:
+            self.identity = None
+            self._joined.clear()
+        identity.valid_until = 0.0
+        identity.lost.set()
+
+
+class _Stream:
+    """A process's watch stream, and etcd's end of it: ordered, and lost as a whole when it breaks."""
+
+    def __init__(self, simulation: Simulation, process: Process) -> None:
+        self._simulation = simulation
+        self._process = process
+        self._epoch = 0
+        self._up_at = self._down_at = 0.0
+        self._watched: dict[int, pb.WatchCreateRequest] = {}
+
+    def send(self, request: pb.WatchRequest) -> None:
+        """Carry a request to etcd."""
+        epoch = self._epoch
+        self._up_at = max(self._up_at, self._simulation.now + self._simulation.transit_s())
+        self._simulation.after(
+            self._up_at - self._simulation.now, lambda: self._serve(request) if epoch == self._epoch else None
+        )
+
+    def tell(self, revision: int, events: Sequence[pb.Event]) -> None:
+        """Etcd tells what has happened."""
+        for number, watch in self._watched.items():
+            told = [event for event in events if _covers(watch, event.kv.key)]
+            if told:
+                self._deliver(_response(revision, number, events=told))
+
+    def break_(self) -> None:
+        """Lose the stream; the process opens another after a pause."""
+        self._epoch += 1
+        self._watched.clear()
+        epoch = self._epoch
+
+        def reopen() -> None:
+            if epoch == self._epoch and self._process.is_alive:
+                for request in self._process.watches.requests():
+                    self.send(request)
+
+        self._simulation.after(self._simulation.rng.uniform(0.0, 4.0), reopen)
+
+    def _serve(self, request: pb.WatchRequest) -> None:
+        etcd = self._simulation.etcd
+        if request.HasField("cancel_request"):
+            self._watched.pop(request.cancel_request.watch_id, None)
+            return
+        create = request.create_request
+        if create.watch_id in self._watched:
+            return
+        past: list[pb.Event] = []
+        if create.start_revision:
+            try:
+                past = etcd.events(create.key, create.range_end, create.start_revision)
+            except Compacted:
+                self._deliver(_response(etcd.revision, create.watch_id, created=True))
+                self._deliver(_response(etcd.revision, create.watch_id, compacted=etcd.compacted))
+                return
+        self._watched[create.watch_id] = create
+        self._deliver(_response(etcd.revision, create.watch_id, created=True))
+        if past:
+            self._deliver(_response(etcd.revision, create.watch_id, events=past))
+
+    def _deliver(self, response: pb.WatchResponse) -> None:
+        simulation, epoch = self._simulation, self._epoch
+        self._down_at = max(self._down_at, simulation.now + simulation.transit_s())
+
+        def arrive() -> None:
+            if epoch != self._epoch or not self._process.is_alive:
+                return
+            wait = self._process.paused_until - simulation.now
+            if wait > 0:
+                simulation.after(wait, arrive)
+                return
+            self._process.watches.handle(response)
+
+        simulation.after(self._down_at - simulation.now, arrive)
+
+
+class _Asking:
+    """Awaits one effect."""
+
+    def __init__(self, effect: Effect) -> None:
+        self._effect = effect
+
+    def __await__(self) -> Generator[Effect, Any, Any]:
+        return (yield self._effect)
+
+
+class _Driven:
+    """Awaits an operation: what the other runners do in a loop, as a generator that the simulation steps."""
+
+    def __init__(self, operation: Operation[Any]) -> None:
+        self._operation = operation
+
+    def __await__(self) -> Generator[Effect, Any, Any]:
+        return (yield from self._operation)
+
+
+def _response(
+    revision: int,
+    watch_id: int,
+    *,
+    created: bool = False,
+    compacted: int = 0,
+    events: Sequence[pb.Event] = (),
+) -> pb.WatchResponse:
+    return pb.WatchResponse(
+        header=pb.ResponseHeader(revision=revision),
+        watch_id=watch_id,
+        created=created,
+        canceled=bool(compacted),
+        compact_revision=compacted,
+        events=events,
+    )
+
+
+def _covers(watch: pb.WatchCreateRequest, key: bytes) -> bool:
+    return watch.key <= key < watch.range_end if watch.range_end else watch.key == key
+
+
+def _quietly(apply: Callable[[], Any]) -> None:
+    with contextlib.suppress(SkywardEtcdError):
+        apply()
+
+
+def _never(pending: linearizability.Operation) -> linearizability.Operation:
+    return linearizability.Operation(pending.process, "", (), None, pending.invoked, None)

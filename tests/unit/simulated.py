@@ -1,0 +1,337 @@
+"""Programs for the simulator, one per collection, and what must be true of their histories."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+from skyward_etcd.collections.barrier import Barrier
+from skyward_etcd.collections.counter import Counter
+from skyward_etcd.collections.dict import ABSENT, Dict
+from skyward_etcd.collections.lock import Hold, Lock
+from skyward_etcd.collections.queue import Queue
+from skyward_etcd.collections.set import Set
+from skyward_etcd.errors import BrokenBarrier, OutcomeUnknown, SkywardEtcdError
+from skyward_etcd.testing import linearizability as lin
+from skyward_etcd.testing.simulator import Faults, Process, Simulation
+
+SEEDS = int(os.environ.get("SKYWARD_ETCD_SEEDS", "100"))
+"""Histories per collection: 100 in `make test`, more by `make test-simulation`."""
+
+LOSSY = Faults(refused=0.03, lost_request=0.03, late_request=0.04, lost_reply=0.06, stale_read=0.3, broken_stream=0.1)
+CRUEL = replace(LOSSY, compaction=0.02, pause=0.02, expiry=0.02, death=0.01, cancellation=0.05)
+
+Program = Callable[[Simulation, Process], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What every process runs, how often at once, and how the history is judged."""
+
+    program: Program
+    judge: Callable[[Simulation], lin.Verdict]
+    finale: Program | None = None
+    processes: int = 3
+    tasks: int = 2
+    faults: Faults = CRUEL
+
+    def play(self, seed: int) -> lin.Verdict:
+        with Simulation(seed, faults=self.faults) as simulation:
+            for number in range(self.processes):
+                process = simulation.process(f"p{number}")
+                for task in range(self.tasks):
+                    simulation.spawn(process, self.program(simulation, process), f"task{task}")
+            simulation.run()
+            simulation.settle()
+            if self.finale is not None:
+                simulation.faults = Faults()
+                last = simulation.process("last")
+                simulation.spawn(last, self.finale(simulation, last), "finale")
+                simulation.run()
+            return self.judge(simulation)
+
+
+async def attempt(running: Awaitable[Any]) -> None:
+    """Run an operation whose failure is no failure of the test: the history has it."""
+    try:
+        await running
+    except SkywardEtcdError:
+        pass
+
+
+async def now_and_then_rest(simulation: Simulation) -> None:
+    if simulation.rng.random() < 0.3:
+        await simulation.sleep(simulation.rng.uniform(0.0, 0.01))
+
+
+# ---- counter
+
+
+async def count(simulation: Simulation, process: Process) -> None:
+    counter = Counter(process.as_session(), "c", consistency="strong")
+    for _ in range(6):
+        n, choice = simulation.rng.choice((1, 1, 2, 5)), simulation.rng.random()
+        if choice < 0.5:
+            await attempt(simulation.record(process, "increment", (n,), counter.increment_async(n)))
+        elif choice < 0.7:
+            await attempt(simulation.record(process, "decrement", (n,), counter.decrement_async(n)))
+        elif choice < 0.85:
+            await attempt(simulation.record(process, "value", (), counter.value_async()))
+        else:
+            await attempt(simulation.record(process, "reset", (10 * n,), counter.reset_async(10 * n)))
+        await now_and_then_rest(simulation)
+
+
+async def read_total(simulation: Simulation, process: Process) -> None:
+    counter = Counter(process.as_session(), "c", consistency="strong")
+    await simulation.record(process, "value", (), counter.value_async())
+
+
+COUNTER = Scenario(count, lambda simulation: lin.check(lin.CounterModel(), simulation.recorded()), read_total)
+
+
+# ---- dict and set
+
+
+async def use_dict(simulation: Simulation, process: Process) -> None:
+    entries = Dict(process.as_session(), "d", consistency="strong")
+    for step in range(8):
+        key, value = simulation.rng.choice("ab"), f"{process.name}.{step}.{simulation.rng.randrange(100)}"
+        match simulation.rng.randrange(7):
+            case 0 | 1:
+                call, arguments, running = "set", (key, value), entries.set_async(key, value)
+            case 2:
+                call, arguments, running = "get", (key, None), entries.get_async(key)
+            case 3:
+                call, arguments, running = "pop", (key, None), entries.pop_async(key)
+            case 4:
+                call, arguments, running = "setdefault", (key, value), entries.setdefault_async(key, value)
+            case 5:
+                call, arguments, running = "delete", (key,), entries.delete_async(key)
+            case _:
+                expected = ABSENT if simulation.rng.random() < 0.5 else await _peek(entries, key)
+                call, arguments = "compare_and_set", (key, expected, value)
+                running = entries.compare_and_set_async(key, expected, value)
+        await attempt(simulation.record(process, call, arguments, running))
+        await now_and_then_rest(simulation)
+
+
+async def _peek(entries: Dict, key: str) -> Any:
+    try:
+        return await entries.get_async(key, "nothing")
+    except SkywardEtcdError:
+        return "nothing"
+
+
+async def read_dict(simulation: Simulation, process: Process) -> None:
+    entries = Dict(process.as_session(), "d", consistency="strong")
+    for key in "ab":
+        await simulation.record(process, "get", (key, None), entries.get_async(key))
+
+
+DICT = Scenario(use_dict, lambda simulation: lin.check(lin.DictModel(), simulation.recorded()), read_dict)
+
+
+async def use_set(simulation: Simulation, process: Process) -> None:
+    members = Set(process.as_session(), "s", consistency="strong")
+    for _ in range(8):
+        value = simulation.rng.choice("ab")
+        match simulation.rng.randrange(5):
+            case 0 | 1:
+                call, running = "add", members.add_async(value)
+            case 2 | 3:
+                call, running = "discard", members.discard_async(value)
+            case _:
+                call, running = "contains", members.contains_async(value)
+        await attempt(simulation.record(process, call, (value,), running))
+        await now_and_then_rest(simulation)
+
+
+async def read_set(simulation: Simulation, process: Process) -> None:
+    members = Set(process.as_session(), "s", consistency="strong")
+    for value in "ab":
+        await simulation.record(process, "contains", (value,), members.contains_async(value))
+
+
+SET = Scenario(use_set, lambda simulation: lin.check(lin.SetModel(), simulation.recorded()), read_set)
+
+
+# ---- queue
+
+
+async def use_queue(simulation: Simulation, process: Process) -> None:
+    queue = Queue(process.as_session(), "q")
+    for step in range(6):
+        item = f"{process.name}.{simulation.rng.randrange(10**9)}.{step}"
+        match simulation.rng.randrange(6):
+            case 0 | 1:
+                await attempt(simulation.record(process, "put", (item,), queue.put_async(item)))
+            case 2:
+                items = (f"{item}a", f"{item}b")
+                await attempt(simulation.record(process, "put_many", (items,), queue.put_many_async(items)))
+            case 3:
+                await attempt(simulation.record(process, "get", (), queue.get_async(0, lin.EMPTY)))
+            case 4:
+                timeout = simulation.rng.uniform(0.0, 20.0)
+                await attempt(simulation.record(process, "get", (), queue.get_async(timeout, lin.EMPTY)))
+            case _:
+                await attempt(simulation.record(process, "get_many", (2,), queue.get_many_async(2, 0)))
+        await now_and_then_rest(simulation)
+
+
+async def drain(simulation: Simulation, process: Process) -> None:
+    queue = Queue(process.as_session(), "q")
+    while await simulation.record(process, "get", (), queue.get_async(0, lin.EMPTY)) is not lin.EMPTY:
+        pass
+
+
+def judge_queue(simulation: Simulation) -> lin.Verdict:
+    """First in, first out, by the revisions of the puts; what was drained at the end is in the history too."""
+    return lin.check_queue_by_revision(simulation.recorded(), _revisions(simulation))
+
+
+def _revisions(simulation: Simulation) -> dict[Any, float]:
+    """Return when each item was put; those of one transaction in the order of their names."""
+    puts = [
+        event.kv
+        for event in simulation.etcd.events(b"/skyward/sim/queue/q/items/", b"/skyward/sim/queue/q/items0", 1)
+        if event.type == event.PUT
+    ]
+    order = sorted(puts, key=lambda put: (put.mod_revision, put.key))
+    return {json.loads(put.value): place for place, put in enumerate(order)}
+
+
+def judge_returns(simulation: Simulation) -> lin.Verdict:
+    """What a cancelled get had taken comes back: nothing acknowledged is lost, nothing is there twice."""
+    got, put, riddles = list[Any](), list[Any](), 0
+    for operation in lin.one_by_one(simulation.recorded()):
+        if operation.call == "put" and not operation.is_unknown:
+            put.append(operation.arguments[0])
+        elif operation.call == "get" and not operation.is_unknown and operation.result is not lin.EMPTY:
+            got.append(operation.result)
+    riddles = sum(isinstance(task.error, OutcomeUnknown) for task in simulation.tasks) + simulation.scratch.get("riddles", 0)
+    twice, lost = len(got) - len(set(got)), set(put) - set(got)
+    wrong = f"lost {lost}, {twice} twice, {riddles} riddles" if twice or len(lost) > riddles else ""
+    return lin.Verdict(ok=not wrong, reason=wrong or "nothing lost, nothing twice")
+
+
+# The revision check wants the whole history, and each item once: no compaction, and no get that gives back.
+QUEUE = Scenario(use_queue, judge_queue, drain, faults=replace(CRUEL, compaction=0.0, cancellation=0.0))
+CANCELLED_QUEUE = Scenario(use_queue, judge_returns, drain, faults=replace(LOSSY, pause=0.02, cancellation=0.5))
+
+
+# ---- lock
+
+
+async def use_lock(simulation: Simulation, process: Process) -> None:
+    lock = Lock(process.as_session(), "l")
+    for _ in range(4):
+        try:
+            hold = await lock.acquire_async(simulation.rng.choice((0.0, 1.0, 30.0, None)))
+        except SkywardEtcdError:
+            continue
+        _enter(simulation, hold)
+        try:
+            await simulation.sleep(simulation.rng.choice((0.0, 0.01, 1.0)))
+        finally:
+            _leave(simulation, hold)
+            await attempt(hold.release_async())
+
+
+def _enter(simulation: Simulation, hold: Hold) -> None:
+    """Note who believes to hold the lock: all others who believe so must be wrong in their own eyes too."""
+    inside: dict[int, Hold] = simulation.scratch.setdefault("inside", {})
+    others = [other for other in inside.values() if other.valid]
+    if hold.valid and others:
+        simulation.scratch["wrong"] = f"{hold} entered while {others} were inside"
+    if hold.token <= simulation.scratch.get("newest", 0) and hold.valid:
+        simulation.scratch["wrong"] = f"{hold} is older than {simulation.scratch['newest']}"
+    simulation.scratch["newest"] = max(hold.token, simulation.scratch.get("newest", 0))
+    inside[hold.token] = hold
+
+
+def _leave(simulation: Simulation, hold: Hold) -> None:
+    simulation.scratch["inside"].pop(hold.token, None)
+
+
+async def take_lock(simulation: Simulation, process: Process) -> None:
+    """Nothing of those who died, timed out or were cancelled keeps the next one out."""
+    hold = await Lock(process.as_session(), "l").acquire_async(5.0)
+    await hold.release_async()
+
+
+def judge_lock(simulation: Simulation) -> lin.Verdict:
+    wrong = simulation.scratch.get("wrong") or _failed(simulation)
+    return lin.Verdict(ok=not wrong, reason=wrong or "never two at once")
+
+
+# A lease that etcd ends before its time is nothing that a holder can know of.
+LOCK = Scenario(use_lock, judge_lock, take_lock, faults=replace(CRUEL, expiry=0.0))
+
+
+# ---- barrier
+
+
+async def use_barrier(simulation: Simulation, process: Process) -> None:
+    barrier = Barrier(process.as_session(), "b", 3)
+    for _ in range(4):
+        simulation.scratch["arrived"] = simulation.scratch.get("arrived", 0) + 1
+        try:
+            rank = await barrier.wait_async(simulation.rng.choice((5.0, 30.0, 60.0)))
+        except BrokenBarrier:
+            continue
+        except SkywardEtcdError:
+            continue
+        passed: list[int] = simulation.scratch.setdefault("passed", [])
+        passed.append(rank)
+        if len(passed) > simulation.scratch["arrived"]:
+            simulation.scratch["wrong"] = "more have passed than arrived"
+        await now_and_then_rest(simulation)
+
+
+def judge_barrier(simulation: Simulation) -> lin.Verdict:
+    """Without deaths and lost replies all or none of a generation pass, and their ranks differ."""
+    passed: list[int] = simulation.scratch.get("passed", [])
+    wrong = simulation.scratch.get("wrong") or _failed(simulation)
+    if not wrong and any(rank not in range(3) for rank in passed):
+        wrong = f"ranks {passed}"
+    return lin.Verdict(ok=not wrong, reason=wrong or "all or none")
+
+
+async def meet(simulation: Simulation, process: Process) -> None:
+    """Whatever happened before, three who come now pass, and get different ranks."""
+    first = Barrier(process.as_session(), "b", 3)
+    ranks: list[int] = []
+
+    async def one() -> None:
+        ranks.append(await first.wait_async(30.0))
+
+    others = [simulation.spawn(process, one(), f"other{number}") for number in range(2)]
+    await one()
+    while any(other.is_pending for other in others):
+        await simulation.sleep(0.1)
+    if sorted(ranks) != [0, 1, 2]:
+        simulation.scratch["wrong"] = f"the last generation's ranks are {ranks}"
+
+
+BARRIER = Scenario(use_barrier, judge_barrier, meet)
+
+
+def _failed(simulation: Simulation) -> str:
+    """Return the unexpected end of a program, if there is one."""
+    errors = [task.error for task in simulation.tasks if isinstance(task.error, Exception)]
+    return repr(errors[0]) if errors else ""
+
+
+SCENARIOS = {
+    "counter": COUNTER,
+    "dict": DICT,
+    "set": SET,
+    "queue": QUEUE,
+    "queue with cancelled gets": CANCELLED_QUEUE,
+    "lock": LOCK,
+    "barrier": BARRIER,
+}
