@@ -190,9 +190,9 @@ class Queue(Collection):
                 if not more:
                     break
                 found += more
-        except SkywardEtcdError:
-            pass  # better some than none: what was taken before shall not be lost
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, SkywardEtcdError) and not isinstance(error, OutcomeUnknown):
+                return found  # better some than none
             yield Later(partial(self._put, found))
             raise
         return found
