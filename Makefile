@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+SEEDS ?= 1000
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -11,7 +12,7 @@ CHECKERS := $(VENV)/.checkers
 PROTO_VENV := .venv-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-slow lint format types proto build fetch-debian clean
+.PHONY: help demo test test-unit test-integration test-simulation test-slow lint format types proto build fetch-debian clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -47,6 +48,9 @@ test-integration: $(INSTALLED) ## on real etcd, with every binary to be had
 
 test-slow: $(INSTALLED) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-simulation: $(INSTALLED) ## 1,000 simulated histories for each collection: SEEDS=10000 for more
+	SKYWARD_ETCD_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/unit/test_simulation.py $(PYTEST_ARGS)
 
 lint: $(CHECKERS) ## ruff: rules and format
 	$(BIN)/ruff check .

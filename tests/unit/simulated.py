@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Awaitable, Callable, Coroutine
@@ -14,7 +15,7 @@ from skyward_etcd.collections.dict import ABSENT, Dict
 from skyward_etcd.collections.lock import Hold, Lock
 from skyward_etcd.collections.queue import Queue
 from skyward_etcd.collections.set import Set
-from skyward_etcd.errors import BrokenBarrier, OutcomeUnknown, SkywardEtcdError
+from skyward_etcd.errors import BrokenBarrier, SkywardEtcdError
 from skyward_etcd.testing import linearizability as lin
 from skyward_etcd.testing.simulator import Faults, Process, Simulation
 
@@ -56,10 +57,8 @@ class Scenario:
 
 async def attempt(running: Awaitable[Any]) -> None:
     """Run an operation whose failure is no failure of the test: the history has it."""
-    try:
+    with contextlib.suppress(SkywardEtcdError):
         await running
-    except SkywardEtcdError:
-        pass
 
 
 async def now_and_then_rest(simulation: Simulation) -> None:
@@ -100,6 +99,9 @@ async def use_dict(simulation: Simulation, process: Process) -> None:
     entries = Dict(process.as_session(), "d", consistency="strong")
     for step in range(8):
         key, value = simulation.rng.choice("ab"), f"{process.name}.{step}.{simulation.rng.randrange(100)}"
+        call: str
+        arguments: tuple[Any, ...]
+        running: Coroutine[Any, Any, Any]
         match simulation.rng.randrange(7):
             case 0 | 1:
                 call, arguments, running = "set", (key, value), entries.set_async(key, value)
@@ -204,7 +206,7 @@ def _as_taken(operation: lin.Operation) -> lin.Operation:
     return replace(operation, arguments=(len(operation.result),))
 
 
-def _revisions(simulation: Simulation) -> dict[Any, float] | None:
+def _revisions(simulation: Simulation) -> dict[Any, int] | None:
     """Return when each item was put, those of one transaction by name; ``None`` if one was given back, to the end."""
     puts = [
         event.kv
@@ -212,7 +214,7 @@ def _revisions(simulation: Simulation) -> dict[Any, float] | None:
         if event.type == event.PUT
     ]
     order = sorted(puts, key=lambda put: (put.mod_revision, put.key))
-    revisions = {json.loads(put.value): float(place) for place, put in enumerate(order)}
+    revisions = {json.loads(put.value): place for place, put in enumerate(order)}
     return revisions if len(revisions) == len(order) else None
 
 

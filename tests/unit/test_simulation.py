@@ -1,0 +1,133 @@
+"""Every collection, under everything that can go wrong, in simulated time; and proof that the simulation would tell.
+
+A failing seed reproduces: ``SCENARIOS["queue"].play(417)``. ``SKYWARD_ETCD_SEEDS`` sets how many are played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from skyward_etcd.collections import barrier, counter, dict, lock, queue
+from skyward_etcd.ops import attempt, kv, proof
+from skyward_etcd.ops.effects import Operation
+from skyward_etcd.testing.simulator import Stuck
+from skyward_etcd.wire import messages as pb
+from tests.unit.simulated import SCENARIOS, SEEDS, Scenario
+
+FOUND_WITHIN = 1500
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_promise_holds_whatever_goes_wrong(name: str) -> None:
+    for seed in range(SEEDS):
+        verdict = SCENARIOS[name].play(seed)
+        assert verdict.ok, f"{name}, seed {seed}: {verdict.reason}"
+
+
+def test_a_seed_reproduces_its_history() -> None:
+    first, second = (str(SCENARIOS["counter"].play(seed=3)) for _ in range(2))
+    assert first == second
+
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def retry_blindly(patch: pytest.MonkeyPatch) -> None:
+    """Send again what may have been applied, without a slot that would tell."""
+
+    def unguarded(self: Any, *, moves: bool, moves_anyway: bool) -> pb.TxnRequest:
+        request = guarded(self, moves=moves, moves_anyway=moves_anyway)
+        del request.compare[:]
+        return request
+
+    guarded = proof._Proof.request
+    patch.setattr(proof._Proof, "request", unguarded)
+
+
+def count_a_shard_that_is_not_there(patch: pytest.MonkeyPatch) -> None:
+    """Guard the first increment by the absence of its shard: it holds again after a reset."""
+
+    def create(self: Any, shard: Any) -> Operation[None]:
+        return
+        yield
+
+    patch.setattr(counter.Counter, "_create", create)
+
+
+def put_before_looking_at_the_proof(patch: pytest.MonkeyPatch) -> None:
+    """Let the late first try of an overwritten value arrive."""
+
+    def write(alternatives: Any, **_: Any) -> Operation[None]:
+        yield from attempt.txn_repeatable(kv.txn(then=alternatives[0].operations))
+
+    def read(self: Any, key: Any, default: Any = None) -> Operation[Any]:
+        return (yield from dict.Dict._get(self, key, default))
+
+    patch.setattr(dict, "prove", write)
+    patch.setattr(dict.Dict, "_delete", read)
+    patch.setattr(dict.Dict, "_pop", read)
+
+
+def take_the_lock_at_once(patch: pytest.MonkeyPatch) -> None:
+    def nobody_ahead(self: Any, *_: Any) -> Operation[None]:
+        return
+        yield
+
+    patch.setattr(lock.Lock, "_wait_for", nobody_ahead)
+
+
+def take_any_item(patch: pytest.MonkeyPatch) -> None:
+    """Take the item that a watch told of, whether or not older ones are left."""
+    patch.setattr(queue, "_before", _nothing)
+    patch.setattr(kv, "all_created_from", _always)
+
+
+def lose_what_was_cancelled(patch: pytest.MonkeyPatch) -> None:
+    def keep(self: Any, *_: Any) -> Operation[None]:
+        return
+        yield
+
+    patch.setattr(queue.Queue, "_give_back", keep)
+
+
+def open_the_gate_for_anybody(patch: pytest.MonkeyPatch) -> None:
+    """Decide the barrier on the order of arrival alone."""
+    patch.setattr(barrier._Gate, "is_unmoved", _always)
+
+
+def _nothing(*_: Any) -> bytes:
+    return b"/nowhere"
+
+
+def _always(*_: Any) -> kv.Compare:
+    return kv.absent(_nothing())
+
+
+PLANTED: list[tuple[Plant, str]] = [
+    (retry_blindly, "counter"),
+    (retry_blindly, "set"),
+    (retry_blindly, "queue"),
+    (count_a_shard_that_is_not_there, "counter"),
+    (put_before_looking_at_the_proof, "dict"),
+    (take_the_lock_at_once, "lock"),
+    (take_any_item, "queue"),
+    (lose_what_was_cancelled, "queue with cancelled gets"),
+    (open_the_gate_for_anybody, "barrier"),
+]
+
+
+@pytest.mark.parametrize(("plant", "name"), PLANTED, ids=[f"{plant.__name__}-{name}" for plant, name in PLANTED])
+def test_a_planted_bug_is_found(plant: Plant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    assert any(_fails(SCENARIOS[name], seed) for seed in range(FOUND_WITHIN))
+
+
+def _fails(scenario: Scenario, seed: int) -> bool:
+    try:
+        return not scenario.play(seed).ok
+    except (Stuck, AssertionError):
+        return True
