@@ -25,8 +25,8 @@ __all__ = ["Queue"]
 
 _PAGE = 64
 """Each session moves on to the next page once in so many puts, each at another moment: the mean length of a page."""
-_CHAIN = 8
-"""Candidates that one get tries in one transaction: enough for as many consumers at once."""
+_LONGEST_CHAIN = 8
+"""Candidates that one get tries in one transaction at most: enough for as many consumers at once."""
 _WINDOW = 64
 """Pages looked at together when the head has fallen behind."""
 _MANY = 48
@@ -244,17 +244,19 @@ class Queue(Collection):
                     return []
             page, candidates = head.page, head.candidates
             wanted = candidates[: min(n, _MANY)]
-            choices = [[key] for key in candidates[:_CHAIN]]
+            choices = [[key] for key in candidates[: head.chain]]
             if len(wanted) > 1:
                 choices.insert(0, list(wanted))
             alternatives = [self._removing(keys, page, head) for keys in choices]
             outcome = yield from prove(alternatives, undo=partial(self._give_back, choices), what=self._what)
             if outcome.taken is None:
-                head.pass_over(candidates[:_CHAIN])
+                head.pass_over(choices[-1])
+                head.chain = _LONGEST_CHAIN
                 continue
             head.hinted = max(head.hinted, page)
             taken = choices[outcome.taken]
             head.pass_over(taken)
+            head.chain = min(_LONGEST_CHAIN, 2 * outcome.taken + 2)
             return (yield from self._taken(taken, outcome))
 
     def _removing(self, keys: Sequence[bytes], page: int, head: _Head) -> Alternative:
@@ -389,6 +391,8 @@ class _Head:
     hinted: int = 0
     """The page that the queue's ``head`` key tells newcomers to begin at."""
     is_known: bool = False
+    chain: int = 2
+    """Candidates to try at once: more where others have been quicker lately. Each costs etcd some work."""
 
     def pass_over(self, gone: Sequence[bytes]) -> None:
         """Forget candidates that are gone."""
