@@ -170,7 +170,8 @@ class Lock(Collection):
 
     def _release(self, hold: Hold) -> Operation[None]:
         """Delete our key if it is still ours. A repetition finds it gone, and that is what was asked for."""
-        self._session.notes.pop((self._prefix, hold.who), None)
+        if self._session.notes.get((self._prefix, hold.who)) is hold:
+            del self._session.notes[self._prefix, hold.who]
         if hold.is_released:
             raise NotHeld(f"{self._what}: this hold was released before")
         hold.is_released = True

@@ -17,7 +17,7 @@ from skyward_etcd.collections.base import Collection, check_count, check_timeout
 from skyward_etcd.errors import OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, recall, txn_repeatable
-from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Watch
+from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
 
@@ -201,17 +201,21 @@ class Queue(Collection):
         """Wait for items. A watch that is live *before* the queue is looked at again misses none."""
         deadline = None if timeout is None else (yield Now()) + timeout
         items = self._prefix + b"items/"
-        watching = yield Watch(items, kv.prefix_end(items), hand_out=True)
+        watching: Watching = yield Watch(items, kv.prefix_end(items), hand_out=True)
+        events: Sequence[kv.Event] = ()
         try:
             while True:
                 found = yield from self._take(n)
                 if found or not (yield Await(deadline, (watching,))):
                     return found
-                events: list[kv.Event] = watching.take()
+                events = watching.take()
                 if len(events) == 1:
                     found = yield from self._take_fresh(events[0].kv)
                     if found:
                         return found
+        except BaseException:
+            watching.offer(events)  # told to us alone: whoever waits next has to look instead
+            raise
         finally:
             watching.close()
 

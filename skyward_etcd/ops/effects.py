@@ -7,7 +7,7 @@ psycopg 3's ``generators.py`` and of httpx's ``auth_flow``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -117,6 +117,10 @@ class Watching(Signal, Protocol):
 
         An empty list after a wait means that events may have been missed: read the state again.
         """
+        ...
+
+    def offer(self, events: Sequence[pb.Event]) -> None:
+        """Have it told events, or told again."""
         ...
 
     def close(self) -> None:

@@ -72,7 +72,9 @@ def _perform(session: Session, effect: Effect) -> Any:
             raise
         return _confirmed(session, watching)
     if type(effect) is Await:
-        return wait(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
+        came = wait(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
+        session.check_open()
+        return came
     if type(effect) is Backoff:
         time.sleep(_pause(session, effect))
         return None
@@ -98,7 +100,9 @@ async def _perform_async(session: Session, effect: Effect) -> Any:
             raise
         return _confirmed(session, watching)
     if type(effect) is Await:
-        return await wait_async(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
+        came = await wait_async(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
+        session.check_open()
+        return came
     if type(effect) is Backoff:
         await asyncio.sleep(_pause(session, effect))
         return None
@@ -119,10 +123,12 @@ def _at_once(session: Session, effect: Effect) -> Any:
 
 
 def _watch(session: Session, effect: Watch) -> Watching:
+    session.check_open()
     return session.hub.open(effect.key, effect.range_end, start=effect.start, hand_out=effect.hand_out)
 
 
 def _confirmed(session: Session, watching: Watching) -> Watching:
+    session.check_open()
     if watching.live.is_set():
         return watching
     watching.close()

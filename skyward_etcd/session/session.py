@@ -115,8 +115,8 @@ class Session:
         """Give back the lease and all that hangs on it, and end the threads. May be called twice."""
         if self._closed:
             return
-        self._closed = True
         self._janitor.close()
+        self._closed = True
         self.hub.close()
         self._keeper.close()
         self.wire.close()
@@ -142,15 +142,16 @@ class Session:
 
     def run(self, operation: Operation[T]) -> T:
         """Drive an operation to its end, blocking this thread."""
-        self._check_open()
+        self.check_open()
         return runner.run(self, operation)
 
     async def run_async(self, operation: Operation[T]) -> T:
         """`run`, without blocking the event loop."""
-        self._check_open()
+        self.check_open()
         return await runner.run_async(self, operation)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise `NotConnected` if the session is closed."""
         if self._closed:
             raise NotConnected("the session is closed: open another with connect() or Compute()")
 

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from skyward_etcd.errors import SkywardEtcdError, Unavailable
@@ -56,7 +56,7 @@ class Watching(Signal):
         """Whether the watcher has nothing waiting."""
         return not self._events
 
-    def offer(self, events: list[pb.Event]) -> None:
+    def offer(self, events: Sequence[pb.Event]) -> None:
         """Give the watcher events, or with an empty list tell it that it may have missed some."""
         if len(self._events) + len(events) > _BUFFERED_EVENTS:
             self._events.clear()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
+import queue
 import random
 import subprocess
 import sys
@@ -35,26 +37,65 @@ class Calls:
 
     def __init__(self, *, blocking: bool) -> None:
         self.blocking = blocking
-        self._threads: weakref.WeakKeyDictionary[Any, ThreadPoolExecutor] = weakref.WeakKeyDictionary()
-        self._all: list[ThreadPoolExecutor] = []
+        self._threads: weakref.WeakKeyDictionary[Any, _Thread] = weakref.WeakKeyDictionary()
+        self._all: list[_Thread] = []
 
     def __call__(self, target: object) -> Both:
         """Return the two faces of one object as one."""
         return Both(self, target)
 
-    def run(self, function: Callable[[], Any]) -> Awaitable[Any]:
-        """Run a blocking call on the thread of this task."""
+    def run(self, call: Callable[[], Any]) -> Awaitable[Any]:
+        """Run a blocking call on the thread of the task that awaits it."""
         task = asyncio.current_task()
-        thread = self._threads.get(task)
-        if thread is None:
-            thread = self._threads[task] = ThreadPoolExecutor(1)
-            self._all.append(thread)
-        return asyncio.get_running_loop().run_in_executor(thread, function)
+        if task not in self._threads:
+            self._threads[task] = _Thread()
+            self._all.append(self._threads[task])
+        return self._threads[task].run(call)
 
     def close(self) -> None:
-        """Wait for the threads."""
-        for thread in self._all:
-            thread.shutdown()
+        """Check that nothing is still waiting."""
+        stuck = [thread for thread in self._all if not thread.ends(within_s=5.0)]
+        assert not stuck, f"{len(stuck)} blocking calls never returned"
+
+
+class _Thread:
+    """A thread that makes one call after the other. A daemon, so that a call that hangs fails only its test."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    async def run(self, call: Callable[[], Any]) -> Any:
+        """Make the call, and await what it returns."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Any] = loop.create_future()
+
+        def settle(value: Any, error: BaseException | None) -> None:
+            if not result.done():
+                result.set_exception(error) if error else result.set_result(value)
+
+        def work() -> None:
+            value, failed = None, None
+            try:
+                value = call()
+            except BaseException as error:  # noqa: BLE001 - it is the test's
+                failed = error
+            with contextlib.suppress(RuntimeError):  # the test has ended, and its loop with it
+                loop.call_soon_threadsafe(settle, value, failed)
+
+        self._calls.put(work)
+        return await result
+
+    def ends(self, *, within_s: float) -> bool:
+        """End the thread after the calls that were made, and tell whether it did."""
+        self._calls.put(None)
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        for call in iter(self._calls.get, None):
+            call()
 
 
 class Both:
@@ -74,7 +115,10 @@ class Both:
             found = getattr(self._target, name)  # a property, as Counter.value, is the call itself
             return found(*args, **options) if callable(found) else found
 
-        return self._calls.run(call)
+        return self._on_thread(call)
+
+    async def _on_thread(self, call: Callable[[], Any]) -> Any:
+        return await self._calls.run(call)  # on the thread of the task that awaits, not of the one that asked
 
 
 class Scripts:

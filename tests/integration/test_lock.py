@@ -1,0 +1,443 @@
+"""A lock that all nodes share: fair, never entered without being held, and never granted to who gave up."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import statistics
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from skyward_etcd.active import Connection
+from skyward_etcd.collections.lock import Hold
+from skyward_etcd.config import Limits
+from skyward_etcd.errors import HoldLost, LockTimeout, NotConnected, NotHeld
+from tests.integration.conftest import Opener
+from tests.integration.helpers import (
+    Calls,
+    LossyWire,
+    Scripts,
+    in_threads,
+    next_line,
+    revoke_lease,
+    said,
+    sent_by,
+    stored,
+    until,
+    watchers,
+)
+
+
+async def test_it_is_held_from_acquire_to_release(sky: Connection, calls: Calls) -> None:
+    lock = calls(sky.lock("l"))
+    hold: Hold = await lock.acquire()
+    assert hold.valid
+    assert len(stored(sky, "lock/l/")) == 1
+    await lock.release()
+    assert not hold.valid
+    assert stored(sky) == []
+
+
+async def test_tokens_only_grow(sky: Connection, another: Opener, calls: Calls) -> None:
+    tokens: list[int] = []
+    for lock in [calls(sky.lock("l")), calls(another(sky).lock("l"))] * 3:
+        tokens.append((await lock.acquire()).token)
+        await lock.release()
+    assert tokens == sorted(set(tokens))
+
+
+async def test_a_timeout_ends_the_wait_and_it_is_never_granted_later(
+    sky: Connection, another: Opener, calls: Calls
+) -> None:
+    holder, waiter = calls(sky.lock("l")), calls(another(sky).lock("l"))
+    await holder.acquire()
+    for timeout in (0, 0.05):
+        with pytest.raises(LockTimeout, match="'l'"):
+            await waiter.acquire(timeout=timeout)
+    await until(lambda: len(stored(sky, "lock/l/")) == 1)
+    assert watchers(sky) == 0
+    await holder.release()
+    assert stored(sky) == []
+    await holder.acquire(timeout=0)
+    await holder.release()
+
+
+async def test_the_handle_has_a_timeout_of_its_own(sky: Connection, calls: Calls) -> None:
+    hold = await sky.lock("l").acquire_async()
+    impatient = calls(sky.lock("l", timeout=0.03))
+    began = time.monotonic()
+    with pytest.raises(LockTimeout):
+        await impatient.acquire()
+    with pytest.raises(LockTimeout):
+        await impatient.acquire(timeout=0.03)
+    assert time.monotonic() - began < 2
+    await hold.release_async()
+    await impatient.acquire()
+    await impatient.release()
+
+
+async def test_a_block_is_never_entered_without_the_lock(sky: Connection) -> None:
+    async with sky.lock("l") as hold:
+        assert hold.valid
+        with pytest.raises(LockTimeout):
+            async with sky.lock("l", timeout=0.03):
+                pytest.fail("entered")
+    with sky.lock("l") as hold:
+        assert "valid" in repr(hold)
+    assert "released" in repr(hold)
+
+
+async def test_a_block_that_fails_releases(sky: Connection) -> None:
+    with pytest.raises(ZeroDivisionError):
+        with sky.lock("l"):
+            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        async with sky.lock("l"):
+            raise ZeroDivisionError
+    assert stored(sky) == []
+
+
+async def test_only_who_holds_it_can_release_it(sky: Connection, another: Opener, calls: Calls) -> None:
+    lock = sky.lock("l")
+    hold = await lock.acquire_async()
+    for other in (lock, sky.lock("l"), another(sky).lock("l")):
+        with pytest.raises(NotHeld):
+            await asyncio.create_task(_release(calls(other)))
+    assert hold.valid
+    assert len(stored(sky, "lock/l/")) == 1
+    await lock.release_async()
+    with pytest.raises(NotHeld):
+        await lock.release_async()
+    with pytest.raises(NotHeld):
+        await hold.release_async()
+
+
+async def _release(lock: Any) -> None:
+    await lock.release()
+
+
+def test_the_hold_can_be_released_by_another_thread(sky: Connection) -> None:
+    hold = sky.lock("l").acquire()
+    thread = threading.Thread(target=hold.release)
+    thread.start()
+    thread.join()
+    assert not hold.valid
+    assert stored(sky) == []
+
+
+async def test_bad_input_is_refused_before_anything_is_sent(solo: Connection, calls: Calls) -> None:
+    sent = sent_by(solo)
+    for timeout, error in ((-1, ValueError), (float("nan"), ValueError), ("1", TypeError), (True, TypeError)):
+        with pytest.raises(error, match="timeout"):
+            solo.lock("l", timeout=timeout)
+        with pytest.raises(error, match="timeout"):
+            await calls(solo.lock("l")).acquire(timeout=timeout)
+    with pytest.raises(NotHeld):
+        await calls(solo.lock("l")).release()
+    assert sent == []
+    assert stored(solo) == []
+
+
+async def test_acquire_and_release_take_one_round_trip_each(solo: Connection, calls: Calls) -> None:
+    lock = calls(solo.lock("l"))
+    await lock.acquire()
+    await lock.release()
+    sent = sent_by(solo)
+    await lock.acquire()
+    await lock.release()
+    assert sent == ["Txn", "Txn"]
+
+
+# ---- in turn
+
+
+async def test_it_is_granted_in_the_order_in_which_they_came(sky: Connection, another: Opener, calls: Calls) -> None:
+    sessions, order, tasks = [sky, another(sky)], list[int](), list[asyncio.Task[None]]()
+    hold = await sky.lock("l").acquire_async()
+
+    async def enter(me: int) -> None:
+        lock = calls(sessions[me % 2].lock("l"))
+        await lock.acquire(timeout=20)
+        order.append(me)
+        await lock.release()
+
+    for me in range(6):
+        tasks.append(asyncio.create_task(enter(me)))
+        await until(lambda me=me: len(stored(sky, "lock/l/")) == me + 2)
+    await hold.release_async()
+    await asyncio.gather(*tasks)
+    assert order == list(range(6))
+    assert stored(sky) == []
+
+
+async def test_a_waiter_that_gives_up_lets_the_next_one_move_up(sky: Connection, calls: Calls) -> None:
+    hold = await sky.lock("l").acquire_async()
+    first = asyncio.ensure_future(calls(sky.lock("l")).acquire(timeout=0.3))
+    await until(lambda: len(stored(sky, "lock/l/")) == 2)
+    second = asyncio.create_task(_acquire_and_release(calls(sky.lock("l"))))
+    await until(lambda: len(stored(sky, "lock/l/")) == 3)
+    with pytest.raises(LockTimeout):
+        await first
+    await until(lambda: len(stored(sky, "lock/l/")) == 2)
+    assert not second.done()
+    await hold.release_async()
+    await asyncio.wait_for(second, 5)
+    assert stored(sky) == []
+
+
+async def _acquire_and_release(lock: Any) -> int:
+    hold = await lock.acquire(timeout=20)
+    await lock.release()
+    return int(hold.token)
+
+
+async def test_a_cancelled_waiter_leaves_the_queue(sky: Connection) -> None:
+    hold = await sky.lock("l").acquire_async()
+    waiting = asyncio.create_task(sky.lock("l").acquire_async())
+    await until(lambda: len(stored(sky, "lock/l/")) == 2)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await until(lambda: len(stored(sky, "lock/l/")) == 1)
+    assert watchers(sky) == 0
+    await hold.release_async()
+
+
+async def test_an_acquire_cancelled_at_any_moment_leaves_no_hold(solo: Connection) -> None:
+    for number in range(40):
+        trying = asyncio.create_task(solo.lock("l").acquire_async())
+        await asyncio.sleep(0.0001 * number)
+        trying.cancel()
+        await asyncio.wait([trying])
+        if not trying.cancelled():
+            await trying.result().release_async()
+    await until(lambda: stored(solo) == [])
+
+
+async def test_it_is_handed_over_at_once(solo: Connection, another: Opener, calls: Calls) -> None:
+    locks, delays, released = [solo.lock("l"), another(solo).lock("l")], list[float](), [0.0]
+    hold = await locks[0].acquire_async()
+    for number in range(7):
+        waiting = asyncio.ensure_future(calls(locks[(number + 1) % 2]).acquire(timeout=20))
+        await until(lambda: len(stored(solo, "lock/l/")) == 2 and watchers(solo) + watchers(another_of(locks)) == 1)
+        released[0] = time.perf_counter()
+        await hold.release_async()
+        hold = await waiting
+        delays.append(time.perf_counter() - released[0])
+    await hold.release_async()
+    assert statistics.median(delays) < 0.04, delays
+
+
+def another_of(locks: list[Any]) -> Connection:
+    return Connection(locks[1]._session)
+
+
+# ---- exclusion
+
+
+def test_threads_of_one_process_exclude_each_other(solo: Connection) -> None:
+    inside, most, entered = [0], [0], [0]
+
+    def enter(me: int) -> None:
+        lock = solo.lock("l")
+        for _ in range(6):
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.001)
+                entered[0] += 1
+                inside[0] -= 1
+
+    in_threads(6, enter)
+    assert (most[0], entered[0]) == (1, 36)
+    assert stored(solo) == []
+
+
+async def test_one_handle_shared_by_tasks_excludes_them(sky: Connection) -> None:
+    lock, inside, most = sky.lock("l"), 0, 0
+
+    async def enter() -> None:
+        nonlocal inside, most
+        for _ in range(3):
+            async with lock:
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0)
+                inside -= 1
+
+    await asyncio.gather(*[enter() for _ in range(5)])
+    assert most == 1
+    assert stored(sky) == []
+
+
+def test_processes_exclude_each_other(trio: Connection, scripts: Scripts) -> None:
+    code = """
+        with sky.connect():
+            d = sky.dict("d", consistency="strong")
+            for _ in range(25):
+                with sky.lock("l", timeout=30):
+                    d["n"] = d.get("n", 0) + 1
+    """
+    for process in [scripts.start(trio, code) for _ in range(3)]:
+        said(process)
+    assert trio.dict("d", consistency="strong")["n"] == 75
+    assert stored(trio, "lock/") == []
+
+
+def test_what_was_written_under_the_lock_is_seen_by_the_next_holder(trio: Connection, another: Opener) -> None:
+    """Also through an eventual handle: whoever acquires has seen a revision after the last holder's writes."""
+    sessions = [trio, another(trio), another(trio)]
+    for turn, session in enumerate(sessions):
+        wire = session._session().wire
+        for _ in range(turn):
+            wire.switch(wire.endpoint)
+
+    def count(me: int) -> None:
+        d = sessions[me].dict("d")
+        for _ in range(15):
+            with sessions[me].lock("l"):
+                d["n"] = d.get("n", 0) + 1
+
+    in_threads(3, count)
+    assert trio.dict("d", consistency="strong")["n"] == 45
+
+
+# ---- losing it
+
+
+async def test_a_hold_whose_lease_is_gone_is_lost(sky: Connection, another: Opener, calls: Calls) -> None:
+    lock = calls(sky.lock("l"))
+    hold: Hold = await lock.acquire()
+    revoke_lease(sky)
+    after = await another(sky).lock("l").acquire_async(timeout=5)
+    assert after.token > hold.token
+    with pytest.raises(HoldLost, match="lease"):
+        await lock.release()
+    assert after.valid
+    assert len(stored(sky, "lock/l/")) == 1
+    await after.release_async()
+    assert (await lock.acquire(timeout=5)).token > after.token
+    await lock.release()
+
+
+async def test_a_block_whose_hold_was_lost_says_so_unless_it_failed_itself(sky: Connection) -> None:
+    with pytest.raises(HoldLost):
+        with sky.lock("l"):
+            revoke_lease(sky)
+    await sky.set("s").add_async(1)  # the session notices, and becomes another
+    with pytest.raises(HoldLost):
+        async with sky.lock("l"):
+            revoke_lease(sky)
+    await sky.set("s").add_async(2)
+    with pytest.raises(ZeroDivisionError):
+        with sky.lock("l"):
+            revoke_lease(sky)
+            raise ZeroDivisionError
+
+
+async def test_the_holder_finds_out_by_itself_that_it_lost_the_lock(
+    solo: Connection, another: Opener, calls: Calls
+) -> None:
+    quick = another(solo, limits=Limits(ttl_s=5))
+    hold = await calls(quick.lock("l")).acquire()
+    revoke_lease(quick)
+    await until(lambda: not hold.valid, within_s=4)
+    assert "lost" in repr(hold)
+
+
+async def test_a_waiter_that_lost_its_lease_queues_up_again(sky: Connection, another: Opener, calls: Calls) -> None:
+    other = another(sky, limits=Limits(ttl_s=5))
+    hold = await sky.lock("l").acquire_async()
+    waiting = asyncio.ensure_future(calls(other.lock("l")).acquire(timeout=20))
+    await until(lambda: len(stored(sky, "lock/l/")) == 2)
+    before = revoke_lease(other)
+    await until(lambda: len(stored(sky, "lock/l/")) == 2)
+    await hold.release_async()
+    mine: Hold = await waiting
+    assert mine.valid
+    assert other._session().id != before
+    await mine.release_async()
+
+
+async def test_a_lost_hold_does_not_release_the_next_one(sky: Connection) -> None:
+    lock = sky.lock("l")
+    lost = await lock.acquire_async()
+    revoke_lease(sky)
+    hold = await lock.acquire_async(timeout=5)
+    with pytest.raises(HoldLost):
+        await lost.release_async()
+    assert hold.valid
+    assert len(stored(sky, "lock/l/")) == 1
+    await lock.release_async()
+    assert stored(sky) == []
+
+
+async def test_the_lock_of_a_killed_process_is_freed(solo: Connection, scripts: Scripts) -> None:
+    holder = scripts.start(
+        solo,
+        """
+        with limited(ttl_s=5) as conn:
+            conn.lock("l").acquire()
+            print("held", flush=True)
+            signal.pause()
+        """,
+    )
+    assert next_line(holder) == "held"
+    with pytest.raises(LockTimeout):
+        await solo.lock("l").acquire_async(timeout=0)
+    holder.send_signal(signal.SIGKILL)
+    hold = await solo.lock("l").acquire_async(timeout=15)
+    await hold.release_async()
+
+
+async def test_closing_the_session_frees_its_locks_and_ends_its_waits(
+    sky: Connection, another: Opener, calls: Calls
+) -> None:
+    other = another(sky)
+    await other.lock("held").acquire_async()
+    hold = await sky.lock("wanted").acquire_async()
+    waiting = asyncio.ensure_future(calls(other.lock("wanted")).acquire())
+    await until(lambda: watchers(other) == 1)
+    other._session().close()
+    with pytest.raises(NotConnected, match="closed"):
+        await asyncio.wait_for(waiting, 5)
+    assert stored(sky, "lock/held/") == []
+    assert len(stored(sky, "lock/wanted/")) == 1
+    await hold.release_async()
+
+
+# ---- lost answers
+
+
+async def test_when_answers_are_lost_it_excludes_and_leaks_nothing(
+    solo: Connection, another: Opener, calls: Calls
+) -> None:
+    sessions = [solo, another(solo)]
+    lossy = [LossyWire(session._session(), seed=51 + number) for number, session in enumerate(sessions)]
+    inside, most, entered, timeouts = 0, 0, 0, 0
+
+    async def enter(me: int) -> None:
+        nonlocal inside, most, entered, timeouts
+        lock = calls(sessions[me % 2].lock("l"))
+        for _ in range(5):
+            try:
+                hold: Hold = await lock.acquire(timeout=0.2 if me == 0 else None)
+            except LockTimeout:
+                timeouts += 1
+                continue
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.001)
+            assert hold.valid
+            entered += 1
+            inside -= 1
+            await lock.release()
+
+    await asyncio.gather(*[enter(me) for me in range(4)])
+    assert most == 1
+    assert entered + timeouts == 20
+    assert sum(wire.lost for wire in lossy) > 10
+    await until(lambda: stored(solo) == [])
