@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
@@ -81,11 +81,13 @@ class Barrier(Collection):
         deadline = None if timeout is None else (yield Now()) + timeout
         sessions = self._session.layout.sessions
         # Both are live before we arrive: neither the opening nor a death can go unnoticed.
+        gate: _Gate | None = None
         moves: Watching = yield Watch(self._gate_key)
         try:
             deaths: Watching = yield Watch(sessions, kv.prefix_end(sessions))
             try:
                 while True:
+                    gate = None
                     gate, rank = yield from self._arrive()
                     if rank == self.n - 1:
                         yield from self._open(gate)
@@ -96,7 +98,8 @@ class Barrier(Collection):
             except BrokenBarrier:
                 raise
             except BaseException:
-                yield Later(partial(self._break, self._known_gate()))
+                if gate is not None:
+                    yield Later(partial(self._break, gate))
                 raise
             finally:
                 deaths.close()
@@ -128,8 +131,8 @@ class Barrier(Collection):
             else:
                 past = kv.read(arrivals, kv.prefix_end(arrivals), keys_only=True, revision=outcome.revision)
                 there = (yield from range_(past, seen=0)).kvs
-            gate.arrivals = [key for _, key in sorted((other.create_revision, other.key) for other in there)]
-            return gate, gate.arrivals.index(mine)
+            before = [key for _, key in sorted((other.create_revision, other.key) for other in there)]
+            return replace(gate, arrivals=before), before.index(mine)
 
     def _pass(
         self, gate: _Gate, rank: int, deadline: float | None, moves: Watching, deaths: Watching
@@ -144,25 +147,26 @@ class Barrier(Collection):
                 now = yield from self._read_gate()
             elif moves.is_set():
                 now = self._newest(moves.take()) or (yield from self._read_gate())
-        if gate.generation in now.broken:
+        if now.tells_broken(gate.generation):
             why = "a participant died, left, or timed out" if in_time else f"not all {self.n} came in time"
             raise BrokenBarrier(f"{self._what}: generation {gate.generation} is broken for all: {why}")
 
     def _has_lost_one(self, gate: _Gate, events: Sequence[kv.Event]) -> Operation[bool]:
-        """Tell whether a session that ended had arrived. What it held went in one revision: look at the one before."""
+        """Tell whether a session that ended had arrived. All that it held went in one revision: look just before."""
         arrivals = self._arrivals(gate)
-        ended = {event.kv.key.rpartition(b"/")[2] for event in events if kv.is_delete(event)}
-        before = events[0].kv.mod_revision - 1 if events else 0
-        if events and not ended:
-            return False
-        request = kv.read(arrivals, kv.prefix_end(arrivals), keys_only=True, revision=before)
-        try:
-            present = {found.key for found in (yield from range_(request, seen=0)).kvs}
-        except Compacted:
-            return True
         if not events:  # the watch may have missed some: at least those whom we saw must be there
-            return not present.issuperset(gate.arrivals)
-        return any(key.removeprefix(arrivals).partition(b".")[0] in ended for key in present)
+            reply = yield from range_(kv.read(arrivals, kv.prefix_end(arrivals), keys_only=True), seen=0)
+            return not {found.key for found in reply.kvs}.issuperset(gate.arrivals)
+        for event in events:
+            if kv.is_delete(event):
+                its = arrivals + event.kv.key.rpartition(b"/")[2] + b"."
+                before = kv.read(its, kv.prefix_end(its), count_only=True, revision=event.kv.mod_revision - 1)
+                try:
+                    if (yield from range_(before, seen=0)).count:
+                        return True
+                except Compacted:
+                    return True  # it cannot be told any more
+        return False
 
     def _open(self, gate: _Gate) -> Operation[None]:
         """Let the generation pass, if all who arrived still live. Sent twice, it does nothing the second time."""
@@ -195,7 +199,8 @@ class Barrier(Collection):
 
     def _read_gate(self) -> Operation[_Gate]:
         reply = yield from range_(kv.read(self._gate_key), seen=0)
-        return self._remember(_Gate.read(reply.kvs[0]) if reply.kvs else _Gate(0))
+        gate = _Gate.read(reply.kvs[0]) if reply.kvs else _Gate(0)
+        return self._remember(replace(gate, read_at=reply.header.revision))
 
     def _newest(self, events: Sequence[kv.Event]) -> _Gate | None:
         puts = [event.kv for event in events if not kv.is_delete(event)]
@@ -206,7 +211,7 @@ class Barrier(Collection):
         return known or _Gate(0)
 
     def _remember(self, gate: _Gate) -> _Gate:
-        if gate.generation >= self._known_gate().generation:
+        if gate.read_at >= self._known_gate().read_at:
             self._session.notes[self._prefix] = gate
         return gate
 
@@ -221,23 +226,30 @@ class Barrier(Collection):
         return json.dumps({"node": self._session.node, "pid": os.getpid()}).encode()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Gate:
     """The key that everybody waits for, as it was read."""
 
     generation: int
     broken: tuple[int, ...] = ()
     mod_revision: int = 0
+    read_at: int = 0
+    """The revision at which it was so."""
     arrivals: Sequence[bytes] = ()
     """Who had arrived when we did."""
 
     @classmethod
     def read(cls, found: kv.KeyValue) -> _Gate:
         state = json.loads(found.value)
-        return cls(state["generation"], tuple(state["broken"]), found.mod_revision)
+        return cls(state["generation"], tuple(state["broken"]), found.mod_revision, read_at=found.mod_revision)
 
     def text(self) -> bytes:
         return json.dumps({"generation": self.generation, "broken": self.broken}, separators=(",", ":")).encode()
+
+    def tells_broken(self, generation: int) -> bool:
+        """Tell whether a generation is broken, or so long ago that it is not known any more."""
+        forgotten = len(self.broken) == _REMEMBERED and generation < self.broken[0]
+        return generation in self.broken or forgotten
 
     def is_unmoved(self, key: bytes) -> kv.Compare:
         return kv.modified_at(key, self.mod_revision)

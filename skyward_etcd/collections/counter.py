@@ -18,6 +18,7 @@ from skyward_etcd.ops.attempt import once, range_
 from skyward_etcd.ops.effects import Await, Identify, Identity, Operation, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, prove
+from skyward_etcd.session import caller
 from skyward_etcd.session.signals import Mutex, Signal
 
 __all__ = ["Counter"]
@@ -27,6 +28,7 @@ log = logging.getLogger("skyward_etcd.counter")
 _FOLD_FROM = 16
 """Shards of one counter from which on it is looked whether some are of sessions that are gone."""
 _FOLD_AT_ONCE = 32
+_MOST_BITS = 1024
 
 
 class Counter(Collection):
@@ -68,30 +70,30 @@ class Counter(Collection):
         Raises:
             OutcomeUnknown: the answer was lost, and so was the way to find out; it was added once or not at all.
         """
-        return self._run(self._add(operator.index(n)))
+        return self._run(self._add(_check(n), caller.THREADS))
 
     async def increment_async(self, n: int = 1) -> int:
         """`increment`, without blocking the event loop."""
-        return await self._run_async(self._add(operator.index(n)))
+        return await self._run_async(self._add(_check(n), caller.line_of_loop()))
 
     def decrement(self, n: int = 1) -> int:
         """Subtract ``n`` and return the new total, like `increment`."""
-        return self._run(self._add(-operator.index(n)))
+        return self._run(self._add(-_check(n), caller.THREADS))
 
     async def decrement_async(self, n: int = 1) -> int:
         """`decrement`, without blocking the event loop."""
-        return await self._run_async(self._add(-operator.index(n)))
+        return await self._run_async(self._add(-_check(n), caller.line_of_loop()))
 
     add = increment
     add_async = increment_async
 
     def reset(self, value: int = 0) -> None:
         """Set the total to ``value``, atomically: no increment is half in it. One round trip."""
-        self._run(self._reset(operator.index(value)))
+        self._run(self._reset(_check(value)))
 
     async def reset_async(self, value: int = 0) -> None:
         """`reset`, without blocking the event loop."""
-        await self._run_async(self._reset(operator.index(value)))
+        await self._run_async(self._reset(_check(value)))
 
     # ---- the algorithms
 
@@ -106,16 +108,14 @@ class Counter(Collection):
         wipe = kv.delete(self._shards, kv.prefix_end(self._shards))
         yield from prove([Alternative((), (wipe, kv.put(self._base, b"%d" % value)))], what=self._what)
 
-    def _add(self, n: int) -> Operation[int]:
-        """Add through this session's shard, together with whoever adds at the same time.
+    def _add(self, n: int, line: caller.Line) -> Operation[int]:
+        """Add through this session's shard (one for its threads, one for each event loop), together with who adds now.
 
         Whoever finds no leader leads: it sends what all have added, tells them their totals, and hands over.
         """
         yield from agree(self._session, self.kind, self.name)
         identity: Identity = yield Identify()
-        shard: _Shard = identity.notes.get(self._prefix) or identity.notes.setdefault(
-            self._prefix, _Shard(self._shards + identity.id.encode())
-        )
+        shard: _Shard = identity.notes.get((self._prefix, line)) or self._shard_of(identity, line)
         ticket = shard.enter(n)
         try:
             while not ticket.is_done:
@@ -144,6 +144,11 @@ class Counter(Collection):
                 log.debug("%s: not folded: %s", self._what, error)
         return ticket.total
 
+    def _shard_of(self, identity: Identity, line: caller.Line) -> _Shard:
+        suffix = "" if line is caller.THREADS else f".{identity.serial()}"
+        shard = _Shard(self._shards + f"{identity.id}{suffix}".encode())
+        return identity.notes.setdefault((self._prefix, line), shard)  # type: ignore[no-any-return]
+
     def _commit(self, shard: _Shard, batch: Sequence[_Ticket]) -> Operation[list[int]]:
         """Add the amounts, in their order, and return the total after each.
 
@@ -156,7 +161,7 @@ class Counter(Collection):
         amounts = [ticket.n for ticket in batch]
         everything = kv.get(self._prefix, kv.prefix_end(self._prefix))
         while True:
-            if not shard.mod_revision:
+            while not shard.mod_revision:
                 yield from self._create(shard)
             value = shard.value + sum(amounts)
             request = kv.txn(
@@ -231,18 +236,16 @@ class Counter(Collection):
         live = yield from range_(kv.read(sessions, kv.prefix_end(sessions), keys_only=True), seen=0)
         alive = {found.key.removeprefix(sessions) for found in live.kvs}
         base = next((found for found in reply.kvs if found.key == self._base), None)
-        dead = [
-            found
-            for found in reply.kvs
-            if found.key != self._base and found.key.removeprefix(self._shards) not in alive
-        ][:_FOLD_AT_ONCE]
+        dead = [found for found in reply.kvs if found.key != self._base and self._session_of(found.key) not in alive][
+            :_FOLD_AT_ONCE
+        ]
         shard.fold_from = max(_FOLD_FROM, 2 * (len(reply.kvs) - len(dead)))
         if not dead:
             return
         compares = [kv.modified_at(self._base, base.mod_revision if base else 0)]
         for found in dead:
             compares.append(kv.modified_at(found.key, found.mod_revision))
-            compares.append(kv.absent(sessions + found.key.removeprefix(self._shards)))
+            compares.append(kv.absent(sessions + self._session_of(found.key)))
         total = _total(dead) + (int(base.value) if base else 0)
         # Sent once more or refused because somebody else folded: either way the sum stays what it is.
         request = kv.txn(compares, [kv.put(self._base, b"%d" % total), *(kv.delete(found.key) for found in dead)])
@@ -254,6 +257,9 @@ class Counter(Collection):
         except Compacted:
             raise OutcomeUnknown(f"{self._what}: it was added, but the answer with the total is lost") from None
         return reply.kvs
+
+    def _session_of(self, shard: bytes) -> bytes:
+        return shard.removeprefix(self._shards).partition(b".")[0]
 
     @property
     def _base(self) -> bytes:
@@ -361,6 +367,13 @@ class _Shard:
                 return
             heirs[0].leads = True
         heirs[0].signal.set()
+
+
+def _check(n: int) -> int:
+    n = operator.index(n)
+    if n.bit_length() > _MOST_BITS:
+        raise ValueError(f"a counter takes numbers of up to {_MOST_BITS} bits, not {n.bit_length()}")
+    return n
 
 
 def _total(kvs: Iterable[kv.KeyValue]) -> int:

@@ -170,7 +170,7 @@ class Dict(Collection):
         return await self._run_async(self._keys())
 
     def values(self) -> list[Any]:
-        """Return all values as they were at one moment. One round trip for each 10,000."""
+        """Return all values as they were at one moment, for the round trips of `items`."""
         return [value for _, value in self._run(self._items())]
 
     async def values_async(self) -> list[Any]:
@@ -178,7 +178,10 @@ class Dict(Collection):
         return [value for _, value in await self._run_async(self._items())]
 
     def items(self) -> list[tuple[Any, Any]]:
-        """Return all entries as they were at one moment. One round trip for each 10,000."""
+        """Return all entries as they were at one moment.
+
+        One round trip for the first 100, then one for each 10,000 or 4 MiB.
+        """
         return self._run(self._items())
 
     async def items_async(self) -> list[tuple[Any, Any]]:

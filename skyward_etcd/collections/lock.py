@@ -7,6 +7,7 @@ the release only at the server's next round, up to 100 ms later.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -110,7 +111,7 @@ class Lock(Collection):
                 yield Later(partial(delete_repeatable, key))
                 raise
             hold = Hold(self._what, identity, key, token, who=who, session=self._session, release=self._release)
-            self._session.notes[self._prefix, who] = hold
+            self._holds().append(hold)
             return hold
 
     def _contend(self, identity: Identity, key: bytes, deadline: float | None) -> Operation[int]:
@@ -170,11 +171,11 @@ class Lock(Collection):
 
     def _release(self, hold: Hold) -> Operation[None]:
         """Delete our key if it is still ours. A repetition finds it gone, and that is what was asked for."""
-        if self._session.notes.get((self._prefix, hold.who)) is hold:
-            del self._session.notes[self._prefix, hold.who]
-        if hold.is_released:
-            raise NotHeld(f"{self._what}: this hold was released before")
+        if hold.is_released or hold.pid != os.getpid():
+            raise NotHeld(f"{self._what}: this hold was released before, or is the parent process's")
         hold.is_released = True
+        with contextlib.suppress(ValueError):
+            self._holds().remove(hold)
         request = kv.txn((kv.created_at(hold.key, hold.token),), (kv.delete(hold.key),))
         try:
             reply, doubt = yield from once(request, request, what=self._what)
@@ -188,12 +189,18 @@ class Lock(Collection):
             )
 
     def _held_by(self, who: caller.Caller) -> Hold:
-        hold: Hold | None = self._session.notes.get((self._prefix, who))
-        if hold is None:
+        """Return the caller's hold, or the only one of a caller that has ended without giving it up."""
+        mine = [hold for hold in self._holds() if hold.who == who]
+        left = [hold for hold in self._holds() if hold.who.has_ended and hold.who.kind == who.kind]
+        if not mine and len(left) != 1:
             raise NotHeld(
-                f"{self._what}: this {who[0]} does not hold it. Release it where it was acquired, or through the Hold"
+                f"{self._what}: this {who.kind} does not hold it. Release it where it was acquired, or through the Hold"
             )
-        return hold
+        return (mine or left)[-1]
+
+    def _holds(self) -> list[Hold]:
+        holds: list[Hold] = self._session.notes.setdefault(self._prefix, [])
+        return holds
 
     def _who(self) -> bytes:
         return json.dumps({"node": self._session.node, "pid": os.getpid()}).encode()
@@ -217,6 +224,7 @@ class Hold:
         """The fencing token: greater than that of every earlier hold of this lock."""
         self.key = key
         self.who = who
+        self.pid = os.getpid()
         self.is_released = False
         self._what = what
         self._session = session
@@ -226,7 +234,7 @@ class Hold:
     @property
     def valid(self) -> bool:
         """Whether the lock is held for certain: reckoned from the last renewal, without asking anybody."""
-        return not self.is_released and self._identity.is_valid()
+        return not self.is_released and self.pid == os.getpid() and self._identity.is_valid()
 
     def release(self) -> None:
         """Give it up, from any thread. One round trip.

@@ -148,6 +148,9 @@ class Queue(Collection):
     def _put(self, values: Sequence[Any]) -> Operation[None]:
         data = [self._encode(value) for value in values]  # all of them, before anything is sent
         yield from agree(self._session, self.kind, self.name)
+        yield from self._put_raw(data)
+
+    def _put_raw(self, data: Sequence[bytes]) -> Operation[None]:
         identity: Identity = yield Identify()
         for chunk in _chunks(data):
             yield from self._put_chunk(identity, chunk)
@@ -206,8 +209,10 @@ class Queue(Collection):
         try:
             while True:
                 found = yield from self._take(n)
-                if found or not (yield Await(deadline, (watching,))):
+                if found:
                     return found
+                if not (yield Await(deadline, (watching,))):
+                    return (yield from self._take(n))  # the one who was told may be unable to take it
                 events = watching.take()
                 if len(events) == 1:
                     found = yield from self._take_fresh(events[0].kv)
@@ -222,16 +227,20 @@ class Queue(Collection):
     def _take_fresh(self, item: kv.KeyValue) -> Operation[list[Any]]:
         """Take the item that a watch told of, if nothing older is left: one round trip from put to get."""
         head = self._head()
+        page = self._page_of(item.key.rpartition(b"/")[0] + b"/")
         start = self._items(head.page)
         if item.key < start:
             return []
         is_oldest = (
-            kv.all_created_from(item.create_revision, start, kv.prefix_end(self._prefix + b"items/")),
+            kv.all_created_from(item.create_revision, start, self._items(page + 1)),
             # What was put in the same transaction has the same revision; the one before it goes first.
             kv.absent(_before(item.key)),
         )
-        take = Alternative((kv.present(item.key), *is_oldest), (kv.delete(item.key, with_value=True),))
+        removing = self._removing([item.key], page, head)
+        take = Alternative((*removing.compares, *is_oldest), removing.operations)
         outcome = yield from prove([take], undo=partial(self._give_back, [[item.key]]), what=self._what)
+        if outcome.taken is not None:
+            head.hinted = max(head.hinted, page)
         return (yield from self._taken([item.key], outcome)) if outcome.taken is not None else []
 
     def _take(self, n: int) -> Operation[list[Any]]:
@@ -242,11 +251,11 @@ class Queue(Collection):
         """
         head = self._head()
         while True:
-            if not head.candidates:
-                yield from self._find(head)
-                if not head.candidates:
+            page, candidates = head.view
+            if not candidates:
+                page, candidates = yield from self._find(head)
+                if not candidates:
                     return []
-            page, candidates = head.page, head.candidates
             wanted = candidates[: min(n, _MANY)]
             choices = [[key] for key in candidates[: head.chain]]
             if len(wanted) > 1:
@@ -270,15 +279,23 @@ class Queue(Collection):
         return Alternative([kv.present(key) for key in keys], operations)
 
     def _taken(self, keys: Sequence[bytes], outcome: Outcome) -> Operation[list[Any]]:
-        """Return the values of what was taken. If they cannot be had here, the items go back into the queue."""
+        """Return the values of what was taken, up to the first that cannot be had here: the rest goes back."""
+        values: list[Any] = []
+        raw: Sequence[bytes] | None = None
         try:
-            values = yield from self._raw(keys, outcome)
-            return [self._session.codec.decode(value, key=self._prefix) for value in values]
+            raw = yield from self._raw(keys, outcome)
+            for value in raw:
+                values.append(self._session.codec.decode(value, key=self._prefix))  # noqa: PERF401 - up to the bad one
         except OutcomeUnknown:
             raise
-        except BaseException:
-            yield Later(partial(self._give_back, [keys], replace(outcome, taken=0)))
-            raise
+        except BaseException as error:
+            if raw is None:
+                yield Later(partial(self._give_back, [keys], replace(outcome, taken=0)))
+            else:
+                yield Later(partial(self._put_raw, raw[len(values) :]))
+            if not values or not isinstance(error, SkywardEtcdError):
+                raise
+        return values
 
     def _raw(self, keys: Sequence[bytes], outcome: Outcome) -> Operation[list[bytes]]:
         if outcome.responses is not None:
@@ -292,14 +309,14 @@ class Queue(Collection):
     def _give_back(self, choices: Sequence[Sequence[bytes]], outcome: Outcome) -> Operation[None]:
         """Put what was taken in vain at the end: its old place may be before the head by now."""
         if outcome.taken is not None:
-            values = yield from self._raw(choices[outcome.taken], outcome)
-            yield from self._put_chunk((yield Identify()), values)
+            yield from self._put_raw((yield from self._raw(choices[outcome.taken], outcome)))
 
-    def _find(self, head: _Head) -> Operation[None]:
+    def _find(self, head: _Head) -> Operation[tuple[int, Sequence[bytes]]]:
         """Look for the first page with items, from the last known one on. One round trip in the steady state."""
         if not head.is_known:
             reply = yield from txn_repeatable(kv.txn(then=(kv.get(self._head_key), kv.get(self._page_key))))
-            head.page = head.hinted = _number(reply.responses[0].response_range.kvs)
+            head.hinted = _number(reply.responses[0].response_range.kvs)
+            head.view = head.hinted, ()
             self._tail().page = max(self._tail().page, _number(reply.responses[1].response_range.kvs))
             head.is_known = True
         page, window = head.page, 1
@@ -312,20 +329,19 @@ class Queue(Collection):
             if found:
                 first = min(item.key[: len(end)] for item in found)
                 ordered = sorted((item.create_revision, item.key) for item in found if item.key.startswith(first))
-                head.page, head.candidates = self._page_of(first), [key for _, key in ordered]
-                return
+                head.view = found_here = self._page_of(first), [key for _, key in ordered]
+                return found_here
             if page + window > tail:
-                head.page, head.candidates = max(page, tail), ()
-                return
+                head.view = nothing = max(page, tail), ()
+                return nothing
             page, window = page + window, _WINDOW
 
     # ---- the algorithms: looking
 
     def _empty(self) -> Operation[bool]:
         yield from agree(self._session, self.kind, self.name)
-        head = self._head()
-        yield from self._find(head)
-        return not head.candidates
+        _, candidates = yield from self._find(self._head())
+        return not candidates
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
@@ -387,11 +403,11 @@ class _Tail:
 class _Head:
     """Where the first items are, as far as we know. All pages before are empty, and will stay so.
 
-    Threads replace `candidates` without a lock: any list is good that was complete at some moment.
+    Threads replace `view` without a lock: any page and list are good that belonged together at some moment.
     """
 
-    page: int = 0
-    candidates: Sequence[bytes] = ()
+    view: tuple[int, Sequence[bytes]] = (0, ())
+    """A page, and what was in it, oldest first."""
     hinted: int = 0
     """The page that the queue's ``head`` key tells newcomers to begin at."""
     is_known: bool = False
@@ -400,10 +416,14 @@ class _Head:
 
     def pass_over(self, gone: Sequence[bytes]) -> None:
         """Forget candidates that are gone."""
-        last = gone[-1]
-        candidates = self.candidates
-        if last in candidates:
-            self.candidates = candidates[candidates.index(last) + 1 :]
+        page, candidates = self.view
+        if gone[-1] in candidates:
+            self.view = page, candidates[candidates.index(gone[-1]) + 1 :]
+
+    @property
+    def page(self) -> int:
+        """The first page that may have items."""
+        return self.view[0]
 
 
 def _before(item: bytes) -> bytes:

@@ -16,7 +16,8 @@ from skyward_etcd.ops.proof import Alternative, prove
 
 __all__ = ["Set"]
 
-_CHUNK = 100
+_CHUNK_MEMBERS = 100
+_CHUNK_BYTES = 256 * 1024
 
 
 class Set(Collection):
@@ -133,8 +134,7 @@ class Set(Collection):
     def _update(self, others: Iterable[Iterable[Hashable]]) -> Operation[None]:
         keys = list(dict.fromkeys(self._at(value) for other in others for value in other))
         yield from agree(self._session, self.kind, self.name)
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
+        for chunk in _chunks(keys):
             adds = [kv.nested((kv.absent(at),), (kv.put(at),)) for at in chunk]
             yield from prove([Alternative((), adds)], what=self._what)
 
@@ -163,3 +163,16 @@ class Set(Collection):
 
     def _at(self, value: Hashable) -> bytes:
         return self._prefix + encode_key(value)
+
+
+def _chunks(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+    chunk: list[bytes] = []
+    size = 0
+    for key in keys:
+        if chunk and (len(chunk) == _CHUNK_MEMBERS or size + len(key) > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(key)
+        size += len(key)
+    if chunk:
+        yield chunk

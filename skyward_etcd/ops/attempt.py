@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from skyward_etcd.errors import Compacted, LeaseNotFound, OutcomeUnknown, Unavailable
+from skyward_etcd.errors import Compacted, OutcomeUnknown, SkywardEtcdError, Unavailable
 from skyward_etcd.ops.effects import Backoff, Call, Now, Operation
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import DELETE_RANGE, RANGE, TXN, Method
@@ -30,6 +30,7 @@ def repeatable(method: Method[Any, Any], request: Any) -> Operation[Any]:
         try:
             return (yield call)
         except Unavailable as lost:
+            lost.maybe_applied = lost.maybe_applied or error.maybe_applied
             error = lost
         attempt += 1
 
@@ -70,6 +71,9 @@ def recall(key: bytes, revision: int, *, what: str) -> Operation[pb.KeyValue | N
         reply: pb.RangeResponse = yield from repeatable(RANGE, pb.RangeRequest(key=key, revision=revision))
     except Compacted:
         raise OutcomeUnknown(f"{what}: the write was applied, but its answer was lost and is no longer known") from None
+    except Unavailable as lost:
+        lost.maybe_applied = True
+        raise
     return reply.kvs[0] if reply.kvs else None
 
 
@@ -102,8 +106,8 @@ def once(request: pb.TxnRequest, again: pb.TxnRequest, *, what: str) -> Operatio
         except Unavailable as lost:
             error = lost
             doubt = doubt or lost.maybe_applied
-        except LeaseNotFound as gone:
-            if doubt:
-                raise OutcomeUnknown(f"{what}: the session was lost together with the answer") from gone
+        except SkywardEtcdError as refused:
+            if doubt:  # an earlier try may have been applied before this one was refused
+                raise OutcomeUnknown(f"{what}: no answer, and it may have been applied: {refused}") from refused
             raise
         attempt += 1

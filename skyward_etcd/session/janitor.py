@@ -22,15 +22,23 @@ _LAST_CHANCE_S = 2.0
 class Janitor:
     """One thread, started with the first debt and gone with the last."""
 
-    def __init__(self, run: Callable[[Operation[None]], None]) -> None:
+    def __init__(self, run: Callable[[Operation[None]], None], give_up: Callable[[], None]) -> None:
         self._run = run
+        self._give_up = give_up
         self._lock = threading.Lock()
-        self._owed: deque[Callable[[], Operation[None]]] = deque(maxlen=_MOST)
+        self._owed: deque[Callable[[], Operation[None]]] = deque()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
     def add(self, make: Callable[[], Operation[None]]) -> None:
-        """Have an operation made and run, again and again while nobody answers."""
+        """Have an operation made and run, again and again while nobody answers.
+
+        Too many at once mean that nobody has answered for long: then the session gives up its lease, and with it
+        everything that was to be cleaned up but for taken items.
+        """
+        if len(self._owed) >= _MOST:
+            self._give_up()
+            return
         with self._lock:
             self._owed.append(make)
             if self._thread is None and not self._closing.is_set():
@@ -62,3 +70,5 @@ class Janitor:
                 self._closing.wait(pause_before(failures + 1))
             except SkywardEtcdError as error:  # a second try could do it twice, or would be refused again
                 log.warning("not cleaned up after a cancelled call: %s", error)
+            except Exception:  # a bug of ours must not keep the rest from being done
+                log.exception("not cleaned up after a cancelled call")

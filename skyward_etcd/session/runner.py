@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from skyward_etcd.errors import Unavailable
@@ -23,34 +25,34 @@ __all__ = ["run", "run_async"]
 
 def run(session: Session, operation: Operation[T]) -> T:
     """Drive an operation to its end, blocking this thread."""
-    send, throw = operation.send, operation.throw
-    try:
-        effect = next(operation)
-        while True:
-            try:
-                result = _perform(session, effect)
-            except BaseException as error:  # noqa: BLE001 - the operation cleans up after whatever it is, and raises it
-                effect = throw(error)
-            else:
-                effect = send(result)
-    except StopIteration as stop:
-        return cast(T, stop.value)
+    step: Callable[[Any], Effect] = operation.send
+    given: Any = None
+    while True:
+        try:
+            given = _perform(session, step(given))
+            step = operation.send
+        except StopIteration as stop:
+            return cast(T, stop.value)
+        except BaseException as error:  # the operation cleans up after whatever it is, Ctrl-C included, and raises it
+            if inspect.getgeneratorstate(operation) == inspect.GEN_CLOSED:  # it was its own
+                raise
+            step, given = operation.throw, error
 
 
 async def run_async(session: Session, operation: Operation[T]) -> T:
     """`run`, without blocking the event loop."""
-    send, throw = operation.send, operation.throw
-    try:
-        effect = next(operation)
-        while True:
-            try:
-                result = await _perform_async(session, effect)
-            except BaseException as error:  # noqa: BLE001
-                effect = throw(error)
-            else:
-                effect = send(result)
-    except StopIteration as stop:
-        return cast(T, stop.value)
+    step: Callable[[Any], Effect] = operation.send
+    given: Any = None
+    while True:
+        try:
+            given = await _perform_async(session, step(given))
+            step = operation.send
+        except StopIteration as stop:
+            return cast(T, stop.value)
+        except BaseException as error:
+            if inspect.getgeneratorstate(operation) == inspect.GEN_CLOSED:  # it was its own
+                raise
+            step, given = operation.throw, error
 
 
 def _perform(session: Session, effect: Effect) -> Any:
@@ -72,6 +74,7 @@ def _perform(session: Session, effect: Effect) -> Any:
             raise
         return _confirmed(session, watching)
     if type(effect) is Await:
+        session.check_open()
         came = wait(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
         session.check_open()
         return came
@@ -100,6 +103,7 @@ async def _perform_async(session: Session, effect: Effect) -> Any:
             raise
         return _confirmed(session, watching)
     if type(effect) is Await:
+        session.check_open()
         came = await wait_async(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
         session.check_open()
         return came

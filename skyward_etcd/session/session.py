@@ -91,7 +91,7 @@ class Session:
             self._streams, self.layout, ttl_s=self.limits.ttl_s, call_s=self.limits.call_s, node=self.node
         )
         self.hub = WatchHub(self._streams, self.saw)
-        self._janitor = Janitor(lambda operation: runner.run(self, operation))
+        self._janitor = Janitor(lambda operation: runner.run(self, operation), self._give_up_identity)
 
     def open(self) -> Self:
         """Get a lease, so that errors of the configuration show here. Two round trips.
@@ -117,9 +117,12 @@ class Session:
             return
         self._janitor.close()
         self._closed = True
+        self.wire.close()
+        self._end()
+
+    def _end(self) -> None:
         self.hub.close()
         self._keeper.close()
-        self.wire.close()
         self._streams.close()
 
     def __enter__(self) -> Self:
@@ -132,8 +135,10 @@ class Session:
 
     async def close_async(self) -> None:
         """`close`, without blocking the event loop."""
+        await asyncio.to_thread(self._janitor.close)
+        self._closed = True
         await self.wire.close_async()
-        await asyncio.to_thread(self.close)
+        await asyncio.to_thread(self._end)
 
     @property
     def id(self) -> str:
@@ -188,6 +193,11 @@ class Session:
     def later(self, make: Callable[[], Operation[None]]) -> None:
         """Have an operation run in the background, until it gets through."""
         self._janitor.add(make)
+
+    def _give_up_identity(self) -> None:
+        identity = self.identity
+        if identity is not None:
+            self.renounce(identity)
 
     def saw(self, revision: int) -> None:
         """Remember the revision: no read of this session may be older."""

@@ -205,6 +205,13 @@ class Watches:
             watch.missed = True
         elif response.cancel_reason:
             raise Unavailable(f"watch on {watch.key!r} refused: {response.cancel_reason}")
+        # The old id stays taken on this stream: asked for again it would be refused, silently.
+        del self._watches[watch.id]
+        is_idle = self._idle.pop(watch.id, None) is not None
+        watch.id = next(self._ids)
+        self._watches[watch.id] = watch
+        if is_idle:
+            self._idle[watch.id] = watch
         self._send(watch.request())
 
     def _drop(self, watch: _Watch) -> None:

@@ -532,6 +532,8 @@ class _Stream:
         self._epoch = 0
         self._up_at = self._down_at = 0.0
         self._watched: dict[int, pb.WatchCreateRequest] = {}
+        self._ids: set[int] = set()
+        """Taken on this stream, by watches that a compaction has ended too."""
 
     def send(self, request: pb.WatchRequest) -> None:
         """Carry a request to etcd."""
@@ -552,6 +554,7 @@ class _Stream:
         """Lose the stream; the process opens another after a pause."""
         self._epoch += 1
         self._watched.clear()
+        self._ids.clear()
         epoch = self._epoch
 
         def reopen() -> None:
@@ -565,10 +568,12 @@ class _Stream:
         etcd = self._simulation.etcd
         if request.HasField("cancel_request"):
             self._watched.pop(request.cancel_request.watch_id, None)
+            self._ids.discard(request.cancel_request.watch_id)
             return
         create = request.create_request
-        if create.watch_id in self._watched:
-            return
+        if create.watch_id in self._ids:
+            return  # refused as a duplicate, under no id
+        self._ids.add(create.watch_id)
         past: list[pb.Event] = []
         if create.start_revision:
             try:

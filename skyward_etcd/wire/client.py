@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from skyward_etcd.errors import NotConnected, SkywardEtcdError
+from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
 from skyward_etcd.wire.methods import Method
 from skyward_etcd.wire.status import translate
 
@@ -30,7 +30,7 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 3_000),  # also the time that a connection may take to be made
     ("grpc.max_reconnect_backoff_ms", 500),
     # A proxy of the environment is for the internet, and would see everything.
     ("grpc.enable_http_proxy", 0),
@@ -98,6 +98,12 @@ class Wire:
             return await stubs.of(endpoint, method)(request, timeout=timeout_s)  # type: ignore[no-any-return]
         except grpc.aio.AioRpcError as error:
             raise self._failed(error, endpoint, method.path) from None
+        except asyncio.CancelledError:
+            # grpc.aio cancels the callers of a channel that is closed: nobody has cancelled this task.
+            task = asyncio.current_task()
+            if self._is_closed and task is not None and not task.cancelling():
+                raise Unavailable(f"the session was closed under a call to {endpoint}") from None
+            raise
         except grpc.aio.UsageError as error:
             raise self._closed(error, endpoint, method.path) from None
 
@@ -137,8 +143,9 @@ class Wire:
             channel.close()
 
     async def close_async(self) -> None:
-        """Close the channels of the running event loop."""
+        """`close`, and the channels of the running event loop with it."""
         stubs = self._loops.pop(asyncio.get_running_loop(), None)
+        await asyncio.to_thread(self.close)
         if stubs is not None:
             await stubs.close()
 

@@ -53,7 +53,7 @@ _ETCD_SAYS = (
     # gRPC's words for a connection that was never made (grpc/src/core, pick_first and subchannel):
     _Meaning("failed to connect to all addresses", Unavailable),
     _Meaning("DNS resolution failed", Unavailable),
-    _Meaning("Channel closed", Unavailable),
+    _Meaning("Cannot invoke RPC", Unavailable),
 )
 
 _IN_DOUBT = frozenset(
