@@ -8,6 +8,7 @@ import json
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -241,12 +242,13 @@ def shard(
     """Return this node's share of the data: every ``total_nodes``-th item, from item ``node`` on.
 
     Lists, tuples, numpy arrays and torch tensors keep their type, any other sequence becomes a list. Several at once
-    give a tuple of shares; those of equal length stay aligned, also when shuffled. ``shuffle`` draws the same
-    permutation on every node from ``seed``. ``drop_last`` gives every node the same number of items, as one block.
-    Outside a pool, and without ``node`` and ``total_nodes``, the share is everything.
+    give a tuple of shares. Those of equal length stay aligned, also when shuffled: ``x, y`` have to be of one length,
+    and ``x_train, y_train, x_test, y_test`` of two. ``shuffle`` draws the same permutation on every node from ``seed``.
+    ``drop_last`` gives every node the same number of items, as one block. Outside a pool, and without ``node`` and
+    ``total_nodes``, the share is everything.
 
     Raises:
-        ValueError: no data, or ``node`` is not among ``total_nodes``.
+        ValueError: no data, one of several has a length that no other has, or ``node`` is not among ``total_nodes``.
     """
     if not data:
         raise ValueError("shard() needs at least one sequence to share out")
@@ -255,6 +257,9 @@ def shard(
     nodes = info.total_nodes if total_nodes is None else total_nodes
     if not 0 <= mine < nodes:
         raise ValueError(f"node {mine} is not one of the {nodes} nodes, which are numbered from 0")
+    lengths = Counter(len(one) for one in data)
+    if len(data) > 1 and min(lengths.values()) == 1:
+        raise ValueError(f"shard() keeps sequences of equal length aligned, and these are of {[len(d) for d in data]}")
     shares = tuple(
         _pick(one, _indices(len(one), mine, nodes, seed=seed if shuffle else None, even=drop_last)) for one in data
     )

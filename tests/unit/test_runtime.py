@@ -97,6 +97,16 @@ def test_shares_are_disjoint_and_complete(items: list[int], nodes: int, *, shuff
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def test_data_for_training_and_for_testing_can_be_shared_out_at_once() -> None:
+    x, y, u, v = shard([1, 2, 3, 4], ["a", "b", "c", "d"], [5, 6], ["e", "f"], node=1, total_nodes=2)
+    assert (x, y, u, v) == ([2, 4], ["b", "d"], [6], ["f"])
+
+
+def test_what_cannot_be_aligned_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"these are of \[3, 2\]"):
+        shard([1, 2, 3], [1, 2])
+
+
 def test_wrong_arguments_of_shard_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         shard()
