@@ -19,7 +19,7 @@ from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, txn_repeatable
 from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
-from skyward_etcd.ops.proof import Alternative, prove
+from skyward_etcd.ops.proof import Alternative, Outcome, prove
 from skyward_etcd.session.session import Session
 
 __all__ = ["Barrier"]
@@ -119,20 +119,39 @@ class Barrier(Collection):
             )
             try:
                 outcome = yield from prove(
-                    [arrive], otherwise=(kv.get(self._gate_key),), identity=identity, what=self._what
+                    [arrive],
+                    otherwise=(kv.get(self._gate_key),),
+                    undo=partial(self._leave, gate),
+                    identity=identity,
+                    what=self._what,
                 )
             except LeaseNotFound:
                 continue
             if outcome.taken is None:
                 yield from self._read_gate()
                 continue
-            if outcome.responses is not None:
-                there: Iterable[kv.KeyValue] = outcome.responses[1].response_range.kvs
-            else:
-                past = kv.read(arrivals, kv.prefix_end(arrivals), keys_only=True, revision=outcome.revision)
-                there = (yield from range_(past, seen=0)).kvs
+            there = yield from self._there(gate, outcome)
             before = [key for _, key in sorted((other.create_revision, other.key) for other in there)]
             return replace(gate, arrivals=before), before.index(mine)
+
+    def _there(self, gate: _Gate, outcome: Outcome) -> Operation[Iterable[kv.KeyValue]]:
+        """Return the arrivals as they were when ours was put."""
+        if outcome.responses is not None:
+            return outcome.responses[1].response_range.kvs
+        arrivals = self._arrivals(gate)
+        past = kv.read(arrivals, kv.prefix_end(arrivals), keys_only=True, revision=outcome.revision)
+        try:
+            return (yield from range_(past, seen=0)).kvs
+        except Compacted:
+            yield from self._break(gate)
+            raise BrokenBarrier(f"{self._what}: the answer was lost, and who was there is no longer known") from None
+        except BaseException:
+            yield Later(partial(self._break, gate))
+            raise
+
+    def _leave(self, gate: _Gate, _: Outcome) -> Operation[None]:
+        """Undo an arrival that was cancelled: the generation cannot be complete without it."""
+        yield from self._break(gate)
 
     def _pass(
         self, gate: _Gate, rank: int, deadline: float | None, moves: Watching, deaths: Watching
