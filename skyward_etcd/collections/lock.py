@@ -17,7 +17,7 @@ from types import TracebackType
 from skyward_etcd.collections.base import Collection, check_timeout
 from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import delete_repeatable, once, txn_repeatable
+from skyward_etcd.ops.attempt import delete_repeatable, once, range_
 from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Renounce, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, prove
@@ -154,20 +154,13 @@ class Lock(Collection):
         Raises:
             LeaseNotFound: our own key is gone: whoever waited beyond its lease does not get the lock.
         """
-        before = kv.get(
-            self._prefix,
-            kv.prefix_end(self._prefix),
-            keys_only=True,
-            newest_first=True,
-            limit=1,
-            created_before=token,
-        )
-        reply = yield from txn_repeatable(kv.txn(then=(kv.get(key, keys_only=True), before)))
-        mine = reply.responses[0].response_range.kvs
-        if not mine or mine[0].create_revision != token:
+        request = kv.read(self._prefix, kv.prefix_end(self._prefix), keys_only=True)
+        request.limit, request.max_create_revision = 2, token
+        request.sort_order, request.sort_target = kv.Read.DESCEND, kv.Read.CREATE
+        reply = yield from range_(request, seen=0)
+        if not reply.kvs or reply.kvs[0].key != key:
             raise LeaseNotFound(f"{self._what}: the session was lost while it waited")
-        ahead = reply.responses[1].response_range.kvs
-        return ahead[0].key if ahead else None
+        return reply.kvs[1].key if len(reply.kvs) > 1 else None
 
     def _release(self, hold: Hold) -> Operation[None]:
         """Delete our key if it is still ours. A repetition finds it gone, and that is what was asked for."""

@@ -16,7 +16,7 @@ from typing import Any
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
 from skyward_etcd.errors import OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import range_, recall, txn_repeatable
+from skyward_etcd.ops.attempt import range_, recall
 from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
@@ -314,27 +314,32 @@ class Queue(Collection):
     def _find(self, head: _Head) -> Operation[tuple[int, Sequence[bytes]]]:
         """Look for the first page with items, from the last known one on. One round trip in the steady state."""
         if not head.is_known:
-            reply = yield from txn_repeatable(kv.txn(then=(kv.get(self._head_key), kv.get(self._page_key))))
-            head.hinted = _number(reply.responses[0].response_range.kvs)
+            head.hinted = yield from self._read_number(self._head_key)
             head.view = head.hinted, ()
-            self._tail().page = max(self._tail().page, _number(reply.responses[1].response_range.kvs))
             head.is_known = True
+        tail = self._tail()
         page, window = head.page, 1
         while True:
-            end = self._items(page + window)
-            look = kv.get(self._items(page), end, keys_only=True)
-            reply = yield from txn_repeatable(kv.txn(then=(look, kv.get(self._page_key))))
-            found = reply.responses[0].response_range.kvs
-            tail = _number(reply.responses[1].response_range.kvs)
-            if found:
-                first = min(item.key[: len(end)] for item in found)
-                ordered = sorted((item.create_revision, item.key) for item in found if item.key.startswith(first))
-                head.view = found_here = self._page_of(first), [key for _, key in ordered]
-                return found_here
-            if page + window > tail:
-                head.view = nothing = max(page, tail), ()
+            sealed, end = tail.page, self._items(page + window)
+            reply = yield from range_(kv.read(self._items(page), end, keys_only=True), seen=0)
+            if reply.kvs:
+                first = min(item.key[: len(end)] for item in reply.kvs)
+                ordered = sorted((item.create_revision, item.key) for item in reply.kvs if item.key.startswith(first))
+                head.view = found = self._page_of(first), [key for _, key in ordered]
+                return found
+            if sealed >= page + window:
+                page, window = page + window, _WINDOW
+                continue
+            # Only pages that ended before we looked will stay empty.
+            page = max(page, sealed)
+            current = yield from self._read_number(self._page_key)
+            if current <= sealed:
+                head.view = nothing = page, ()
                 return nothing
-            page, window = page + window, _WINDOW
+            tail.page = max(tail.page, current)
+
+    def _read_number(self, key: bytes) -> Operation[int]:
+        return _number((yield from range_(kv.read(key), seen=0)).kvs)
 
     # ---- the algorithms: looking
 
@@ -345,8 +350,7 @@ class Queue(Collection):
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
-        reply = yield from txn_repeatable(kv.txn(then=(kv.get(self._head_key),)))
-        start = self._items(_number(reply.responses[0].response_range.kvs))
+        start = self._items((yield from self._read_number(self._head_key)))
         end = kv.prefix_end(self._prefix + b"items/")
         count = yield from range_(kv.read(start, end, count_only=True), seen=0)
         return count.count

@@ -93,12 +93,9 @@ def get(
     count_only: bool = False,
     limit: int = 0,
     newest_first: bool = False,
-    created_before: int = 0,
 ) -> Op:
-    """Read a key or an interval. ``newest_first`` sorts by creation; ``created_before`` leaves out what is younger."""
+    """Read a key or an interval. ``newest_first`` sorts by creation."""
     request = Read(key=key, range_end=range_end, keys_only=keys_only, count_only=count_only, limit=limit)
-    if created_before:
-        request.max_create_revision = created_before - 1
     if newest_first:
         request.sort_order = Read.DESCEND
         request.sort_target = Read.CREATE

@@ -10,6 +10,7 @@ from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import txn_repeatable
 from skyward_etcd.ops.effects import Mind, Operation
 from skyward_etcd.ops.layout import KINDS, Kind
+from skyward_etcd.wire import messages as pb
 
 __all__ = ["agree"]
 
@@ -31,15 +32,18 @@ def agree(mind: Mind, kind: Kind, name: str, settings: Mapping[str, int] | None 
     if agreed in mind.notes:
         return
     keys = {other: mind.layout.meta(other, name) for other in KINDS}
-    reply = yield from txn_repeatable(kv.txn(then=[kv.get(key) for key in keys.values()]))
-    found = {found.key: found.value for response in reply.responses for found in response.response_range.kvs}
+    # Nested, so that it is no read-only transaction: etcd before 3.4.20 and 3.5.5 panics when the client of one goes
+    # away (etcd #14110).
+    look = kv.nested(then=[kv.get(key) for key in keys.values()])
+    reply = yield from txn_repeatable(kv.txn(then=[look]))
+    found = _found(reply.responses[0].response_txn)
     if not found:
         mine = kv.put(keys[kind], json.dumps(expected, separators=(",", ":")).encode())
         reply = yield from txn_repeatable(
             kv.txn([kv.absent(key) for key in keys.values()], [mine], [kv.get(key) for key in keys.values()])
         )
         if not reply.succeeded:
-            found = {found.key: found.value for response in reply.responses for found in response.response_range.kvs}
+            found = _found(reply)
     for other, key in keys.items():
         if key in found and other != kind:
             raise WrongKind(f"{kind} {name!r}: this name is a {other} already; give the {kind} another name")
@@ -47,6 +51,10 @@ def agree(mind: Mind, kind: Kind, name: str, settings: Mapping[str, int] | None 
     if stored != expected:
         raise ValueError(f"{kind} {name!r} was made with {_without_kind(stored)}, not {_without_kind(expected)}")
     mind.notes[agreed] = True
+
+
+def _found(reply: pb.TxnResponse) -> dict[bytes, bytes]:
+    return {found.key: found.value for response in reply.responses for found in response.response_range.kvs}
 
 
 def _without_kind(settings: Mapping[str, object]) -> str:

@@ -20,6 +20,13 @@ from tests.unit.simulated import SCENARIOS, SEEDS, Scenario
 FOUND_WITHIN = 1500
 
 
+@pytest.fixture(autouse=True)
+def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a queue of a few items have several pages."""
+    monkeypatch.setattr(queue, "_PAGE", 3)
+    monkeypatch.setattr(queue, "_WINDOW", 2)
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_promise_holds_whatever_goes_wrong(name: str) -> None:
