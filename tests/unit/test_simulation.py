@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from skyward_etcd.collections import barrier, counter, dict, lock, queue
+from skyward_etcd.collections import barrier, dict, lock, queue
 from skyward_etcd.ops import attempt, kv, proof
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.testing.simulator import Stuck
@@ -53,16 +53,6 @@ def retry_blindly(patch: pytest.MonkeyPatch) -> None:
 
     guarded = proof._Proof.request
     patch.setattr(proof._Proof, "request", unguarded)
-
-
-def count_a_shard_that_is_not_there(patch: pytest.MonkeyPatch) -> None:
-    """Guard the first increment by the absence of its shard: it holds again after a reset."""
-
-    def create(self: Any, shard: Any) -> Operation[None]:
-        return
-        yield
-
-    patch.setattr(counter.Counter, "_create", create)
 
 
 def put_before_looking_at_the_proof(patch: pytest.MonkeyPatch) -> None:
@@ -118,7 +108,6 @@ PLANTED: list[tuple[Plant, str]] = [
     (retry_blindly, "counter"),
     (retry_blindly, "set"),
     (retry_blindly, "queue"),
-    (count_a_shard_that_is_not_there, "counter"),
     (put_before_looking_at_the_proof, "dict"),
     (take_the_lock_at_once, "lock"),
     (take_any_item, "queue"),
