@@ -27,6 +27,8 @@ _PAGE = 64
 """Each session moves on to the next page once in so many puts, each at another moment: the mean length of a page."""
 _LONGEST_CHAIN = 8
 """Candidates that one get tries in one transaction at most: enough for as many consumers at once."""
+_LOOK_AHEAD = 2
+"""Pages looked at together otherwise: when the first is used up, the second is known at once."""
 _WINDOW = 64
 """Pages looked at together when the head has fallen behind."""
 _MANY = 48
@@ -74,7 +76,7 @@ class Queue(Collection):
     def get(self, timeout: float | None = None, default: Any = None) -> Any:
         """Take the first item; wait for one up to ``timeout`` seconds (``None``: for ever), then return ``default``.
 
-        One round trip while there are items (one more for each page), at any length. A ``default`` of your own tells
+        One round trip while there are items (one more for each page), at any length; two to find that there is none. A ``default`` of your own tells
         a stored ``None`` from no item. A cancelled wait leaves nothing behind; if it is cancelled in the very moment of
         taking an item, that item is put at the end of the queue, from the background.
 
@@ -114,7 +116,7 @@ class Queue(Collection):
     # ---- looking
 
     def empty(self) -> bool:
-        """Tell whether there is no item at this moment. One round trip."""
+        """Tell whether there is no item at this moment. One round trip if there is one, else two."""
         return self._run(self._empty())
 
     async def empty_async(self) -> bool:
@@ -318,7 +320,7 @@ class Queue(Collection):
             head.view = head.hinted, ()
             head.is_known = True
         tail = self._tail()
-        page, window = head.page, 1
+        page, window = head.page, _LOOK_AHEAD
         while True:
             sealed, end = tail.page, self._items(page + window)
             reply = yield from range_(kv.read(self._items(page), end, keys_only=True), seen=0)

@@ -98,6 +98,7 @@ class _Search(Generic[State]):
         self.model = model
         self.known = [operation for operation in operations if not operation.is_unknown]
         self.unknown = [operation for operation in operations if operation.is_unknown]
+        self.reads = [model.reads(operation) for operation in self.known]
         self.twin = self._twins()
         self.seen: dict[tuple[int, int, State], list[int]] = {}
         self.met = 0
@@ -139,20 +140,22 @@ class _Search(Generic[State]):
     def _following(self, here: _Configuration[State]) -> Iterator[tuple[Operation, _Configuration[State]]]:
         """Take each operation that can come next and is possible.
 
-        Those with unknown outcomes come last: what does not need them is not tried with them.
+        What only reads is taken before all others, without an alternative. Those with unknown outcomes come last: what
+        does not need them is not tried with them.
         """
-        horizon = math.inf
-        for number in self._next(here):
-            operation = self.known[number]
-            horizon = min(horizon, operation.until)
-            after = self.model.step(here.state, operation)
+        numbers = list(self._next(here))
+        for number in numbers:
+            if self.reads[number] and self.model.step(here.state, self.known[number]) is not IMPOSSIBLE:
+                yield self.known[number], here.take(number, here.state)
+                return
+        for number in numbers:
+            after = self.model.step(here.state, self.known[number])
             if after is not IMPOSSIBLE:
-                yield operation, here.take(number, after)
-        for number in self._perhaps(here, horizon):
-            operation = self.unknown[number]
-            after = self.model.step(here.state, operation)
+                yield self.known[number], here.take(number, after)
+        for number in self._perhaps(here, horizon=min(self.known[number].until for number in numbers)):
+            after = self.model.step(here.state, self.unknown[number])
             if after is not IMPOSSIBLE and after != here.state:  # without effect, it can as well not have happened
-                yield operation, here._replace(happened=here.happened | 1 << number, state=after)
+                yield self.unknown[number], here._replace(happened=here.happened | 1 << number, state=after)
 
     def _next(self, here: _Configuration[State]) -> Iterator[int]:
         """Number those that were invoked before any of the others had returned."""

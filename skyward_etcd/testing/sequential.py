@@ -53,6 +53,10 @@ class Model(Protocol[State]):
         """Name what it does apart from its result: of operations with equal effects, any may stand for another."""
         return operation.call, operation.arguments
 
+    def reads(self, operation: Operation) -> bool:  # noqa: ARG002 - for models that have such operations
+        """Tell whether an operation with this result changes nothing in any state: it need not be tried late."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class DictModel(Model[Hashable]):
@@ -73,6 +77,11 @@ class DictModel(Model[Hashable]):
         """Name the key."""
         key: Hashable = operation.arguments[0]
         return key
+
+    def reads(self, operation: Operation) -> bool:
+        """Tell whether it only looked, or found nothing to change."""
+        changes = operation.call in ("set", "setdefault", "pop") or operation.result is True
+        return operation.call in ("get", "contains") or not changes
 
     def step(self, state: Hashable, operation: Operation) -> Hashable:
         """Return the entry's value, or ``ABSENT``, after the operation."""
@@ -110,6 +119,10 @@ class CounterModel(Model[int]):
         """Return the total that it starts with."""
         return self.start
 
+    def reads(self, operation: Operation) -> bool:
+        """Tell whether it only looked."""
+        return operation.call == "value"
+
     def step(self, state: int, operation: Operation) -> int | Impossible:
         """Return the total after the operation."""
         match operation.call:
@@ -137,6 +150,10 @@ class SetModel(Model[bool]):
         """Name the member."""
         member: Hashable = operation.arguments[0]
         return member
+
+    def reads(self, operation: Operation) -> bool:
+        """Tell whether it only looked, or found nothing to change."""
+        return operation.call == "contains" or operation.result is False
 
     def step(self, state: bool, operation: Operation) -> bool | Impossible:  # noqa: FBT001 - the state
         """Return whether it is a member after the operation."""
@@ -211,6 +228,10 @@ class QueueModel(Model[tuple[Hashable, ...]]):
         if operation.call == "put_many":
             return operation.call, tuple(operation.arguments[0])
         return operation.call, operation.arguments
+
+    def reads(self, operation: Operation) -> bool:
+        """Tell whether it found nothing to take."""
+        return operation.call == "get" and operation.result is EMPTY
 
     def step(self, state: tuple[Hashable, ...], operation: Operation) -> tuple[Hashable, ...] | Impossible:
         """Return the items after the operation."""

@@ -264,9 +264,7 @@ async def test_two_barriers_of_one_name_must_agree_on_n(sky: Connection, another
 # ---- lost answers
 
 
-async def test_when_answers_are_lost_all_pass_every_generation(
-    solo: Connection, another: Opener, calls: Calls
-) -> None:
+async def test_when_answers_are_lost_all_pass_every_generation(solo: Connection, another: Opener, calls: Calls) -> None:
     sessions = [solo, another(solo), solo]
     lossy = [LossyWire(session._session(), seed=61) for session in sessions[:2]]
     arrived = [0] * 3

@@ -151,6 +151,15 @@ def has_entry(ours: World, _theirs: World) -> None:
     ours.dict.set("k", 1)
 
 
+def has_100_entries(ours: World, _theirs: World) -> None:
+    ours.dict.clear()
+    ours.dict.update(dict.fromkeys(range(100), 1))
+
+
+def has_250_entries(ours: World, _theirs: World) -> None:
+    ours.dict.update(dict.fromkeys(range(250), 1))
+
+
 def has_no_entry(ours: World, _theirs: World) -> None:
     ours.dict.pop("k")
 
@@ -216,8 +225,11 @@ def of_a_dict() -> Acts:
     yield Row("dict.compare_and_set", "equal, but written differently"), Act(("k", 1.0, 2), before=has_entry)
     for entries in (100, 250):
         yield Row("dict.update", f"{entries} entries"), Act((dict.fromkeys(range(entries), 1),))
-    for method in ("size", "keys", "values", "items", "clear"):
+    for method in ("size", "keys", "clear"):
         yield Row(f"dict.{method}"), Act(before=has_entry)
+    for method in ("values", "items"):
+        yield Row(f"dict.{method}", "up to 100 entries"), Act(before=has_100_entries)
+        yield Row(f"dict.{method}", "250 entries"), Act(before=has_250_entries)
 
 
 def of_a_set() -> Acts:
@@ -252,7 +264,7 @@ def of_a_queue() -> Acts:
     yield Row("queue.get", "of what has come since the last look"), Act(before=has_items_since_the_last_look)
     yield Row("queue.get", "the first of the next page"), Act(before=has_items_in_the_next_page)
     yield (
-        Row("queue.get", "waits until somebody puts"),
+        Row("queue.get", "waits until somebody puts (one of them after the put)"),
         Act((PATIENCE_S,), before=has_no_items, meanwhile=lambda _, theirs: theirs.queue.put(1)),
     )
     yield Row("queue.get_many", "up to 48 items of a page"), Act((3,), before=has_items)
