@@ -76,9 +76,10 @@ class Queue(Collection):
     def get(self, timeout: float | None = None, default: Any = None) -> Any:
         """Take the first item; wait for one up to ``timeout`` seconds (``None``: for ever), then return ``default``.
 
-        One round trip while there are items (one more for each page), at any length; two to find that there is none. A ``default`` of your own tells
-        a stored ``None`` from no item. A cancelled wait leaves nothing behind; if it is cancelled in the very moment of
-        taking an item, that item is put at the end of the queue, from the background.
+        One round trip while there are items (one more for each page), at any length; two to find that there is none.
+        A ``default`` of your own tells a stored ``None`` from no item. A cancelled wait leaves nothing behind; if it
+        is cancelled in the very moment of taking an item, that item is put at the end of the queue, from the
+        background.
 
         Raises:
             OutcomeUnknown: the answer was lost, and which item was taken is no longer known.

@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,12 @@ class Both:
         self._calls = calls
         self._target = target
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         if not self._calls.blocking:
             return getattr(self._target, f"{name}_async")  # type: ignore[no-any-return]
         return functools.partial(self._blocking, name)
 
-    def _blocking(self, name: str, *args: Any, **options: Any) -> Awaitable[Any]:
+    def _blocking(self, name: str, *args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
         def call() -> Any:
             found = getattr(self._target, name)  # a property, as Counter.value, is the call itself
             return found(*args, **options) if callable(found) else found

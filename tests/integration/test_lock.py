@@ -7,6 +7,7 @@ import signal
 import statistics
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -91,9 +92,8 @@ async def test_a_block_is_never_entered_without_the_lock(sky: Connection) -> Non
 
 
 async def test_a_block_that_fails_releases(sky: Connection) -> None:
-    with pytest.raises(ZeroDivisionError):
-        with sky.lock("l"):
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), sky.lock("l"):
+        raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError):
         async with sky.lock("l"):
             raise ZeroDivisionError
@@ -130,7 +130,9 @@ def test_the_hold_can_be_released_by_another_thread(sky: Connection) -> None:
 
 async def test_bad_input_is_refused_before_anything_is_sent(solo: Connection, calls: Calls) -> None:
     sent = sent_by(solo)
-    for timeout, error in ((-1, ValueError), (float("nan"), ValueError), ("1", TypeError), (True, TypeError)):
+    wrong: list[tuple[Any, type[Exception]]]
+    wrong = [(-1, ValueError), (float("nan"), ValueError), ("1", TypeError), (True, TypeError)]
+    for timeout, error in wrong:
         with pytest.raises(error, match="timeout"):
             solo.lock("l", timeout=timeout)
         with pytest.raises(error, match="timeout"):
@@ -166,7 +168,7 @@ async def test_it_is_granted_in_the_order_in_which_they_came(sky: Connection, an
 
     for me in range(6):
         tasks.append(asyncio.create_task(enter(me)))
-        await until(lambda me=me: len(stored(sky, "lock/l/")) == me + 2)
+        await until(partial(_has_contenders, sky, me + 2))
     await hold.release_async()
     await asyncio.gather(*tasks)
     assert order == list(range(6))
@@ -324,18 +326,16 @@ async def test_a_hold_whose_lease_is_gone_is_lost(sky: Connection, another: Open
 
 
 async def test_a_block_whose_hold_was_lost_says_so_unless_it_failed_itself(sky: Connection) -> None:
-    with pytest.raises(HoldLost):
-        with sky.lock("l"):
-            revoke_lease(sky)
+    with pytest.raises(HoldLost), sky.lock("l"):
+        revoke_lease(sky)
     await sky.set("s").add_async(1)  # the session notices, and becomes another
     with pytest.raises(HoldLost):
         async with sky.lock("l"):
             revoke_lease(sky)
     await sky.set("s").add_async(2)
-    with pytest.raises(ZeroDivisionError):
-        with sky.lock("l"):
-            revoke_lease(sky)
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), sky.lock("l"):  # noqa: PT012 - the hold has to be lost inside
+        revoke_lease(sky)
+        raise ZeroDivisionError
 
 
 async def test_the_holder_finds_out_by_itself_that_it_lost_the_lock(
@@ -441,3 +441,7 @@ async def test_when_answers_are_lost_it_excludes_and_leaks_nothing(
     assert entered + timeouts == 20
     assert sum(wire.lost for wire in lossy) > 10
     await until(lambda: stored(solo) == [])
+
+
+def _has_contenders(sky: Connection, number: int) -> bool:
+    return len(stored(sky, "lock/l/")) == number

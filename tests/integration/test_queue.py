@@ -7,6 +7,7 @@ import random
 import statistics
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,6 +103,7 @@ def test_it_has_a_length_and_a_truth(sky: Connection) -> None:
 async def test_bad_input_is_refused_before_anything_is_sent(solo: Connection, calls: Calls) -> None:
     q = calls(solo.queue("q"))
     sent = sent_by(solo)
+    error: type[Exception]
     for wrong, error in ((object(), UnsupportedType), ("x" * 2_000_000, ValueTooLarge)):
         with pytest.raises(error):
             await q.put(wrong)
@@ -157,10 +159,10 @@ async def test_a_waiting_get_is_woken_at_once_and_asks_nothing_meanwhile(
 
 
 async def test_waiters_of_a_process_get_items_in_the_order_in_which_they_came(sky: Connection, calls: Calls) -> None:
-    q, waiting = calls(sky.queue("q")), []
+    q, waiting = calls(sky.queue("q")), list[asyncio.Task[Any]]()
     for number in range(4):
         waiting.append(asyncio.create_task(q.get(timeout=20)))
-        await until(lambda number=number: watchers(sky) == number + 1)
+        await until(partial(_has_watchers, sky, number + 1))
     for number in range(4):
         await sky.queue("q").put_async(number)
         await asyncio.wait(waiting[number:], return_when=asyncio.FIRST_COMPLETED)
@@ -348,3 +350,7 @@ async def test_when_answers_are_lost_many_items_keep_their_order(solo: Connectio
     while len(got) < 300:
         got += await q.get_many(random.Random(len(got)).randint(1, 90), timeout=0)
     assert got == list(range(300))
+
+
+def _has_watchers(sky: Connection, number: int) -> bool:
+    return watchers(sky) == number
