@@ -220,21 +220,17 @@ async def test_an_acquire_cancelled_at_any_moment_leaves_no_hold(solo: Connectio
 
 
 async def test_it_is_handed_over_at_once(solo: Connection, another: Opener, calls: Calls) -> None:
-    locks, delays, released = [solo.lock("l"), another(solo).lock("l")], list[float](), [0.0]
-    hold = await locks[0].acquire_async()
+    sessions, delays = [solo, another(solo)], list[float]()
+    hold = await solo.lock("l").acquire_async()
     for number in range(7):
-        waiting = asyncio.ensure_future(calls(locks[(number + 1) % 2]).acquire(timeout=20))
-        await until(lambda: len(stored(solo, "lock/l/")) == 2 and watchers(solo) + watchers(another_of(locks)) == 1)
-        released[0] = time.perf_counter()
+        waiting = asyncio.ensure_future(calls(sessions[(number + 1) % 2].lock("l")).acquire(timeout=20))
+        await until(lambda: sum(map(watchers, sessions)) == 1)
+        released = time.perf_counter()
         await hold.release_async()
         hold = await waiting
-        delays.append(time.perf_counter() - released[0])
+        delays.append(time.perf_counter() - released)
     await hold.release_async()
     assert statistics.median(delays) < 0.04, delays
-
-
-def another_of(locks: list[Any]) -> Connection:
-    return Connection(locks[1]._session)
 
 
 # ---- exclusion
