@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ TIERS = ("integration", "faults", "examples")
 
 MARK = "SKYWARD_ETCD_TEST_RUN"
 """Set in the environment of this run, and so of all that it starts: tells its processes from those of another run."""
+
+
+def pytest_configure() -> None:
+    """Let what the tests start hear of Ctrl-C: a shell starts its background jobs deaf to it, and they pass that on."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import signal
@@ -806,16 +807,21 @@ DRIVER = """
 """
 
 
-def start_driver(tmp_path: Path, executor: str, then: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def start_driver(tmp_path: Path, executor: str, then: str) -> Iterator[subprocess.Popen[str]]:
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(DRIVER).replace("{then}", then))
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, script, executor],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    ) as driver:
+        try:
+            yield driver
+        finally:
+            driver.kill()
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
