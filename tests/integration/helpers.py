@@ -143,8 +143,8 @@ class Scripts:
     def __init__(self) -> None:
         self._running: list[subprocess.Popen[str]] = []
 
-    def start(self, beside: Connection, code: str, *args: object) -> subprocess.Popen[str]:
-        """Start a process that runs the code."""
+    def start(self, beside: Connection, code: str, *args: object, setup: str = "") -> subprocess.Popen[str]:
+        """Start a process that runs the setup and the code."""
         session = beside._session()
         environment = {
             **os.environ,
@@ -152,7 +152,7 @@ class Scripts:
             "SKYWARD_ETCD_NAMESPACE": session.layout.namespace,
         }
         process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(self._PRELUDE) + textwrap.dedent(code), *map(str, args)],
+            [sys.executable, "-c", "".join(map(textwrap.dedent, (self._PRELUDE, setup, code))), *map(str, args)],
             cwd=REPOSITORY,
             env=environment,
             stdin=subprocess.PIPE,
