@@ -35,6 +35,9 @@ class Barrier(Collection):
 
     It counts calls of `wait`, so two threads of a process are two participants. If one of them times out, is
     cancelled, or its process dies, the generation is broken for all, at once, and the next one starts fresh.
+
+    >>> sky.barrier("epoch", n=1).wait(timeout=30)
+    0
     """
 
     kind = "barrier"

@@ -36,6 +36,10 @@ class Counter(Collection):
 
     Every increment is exact and applied exactly once, also when its answer is lost, at one round trip however many
     count at once. Increments of several threads of a process travel together.
+
+    >>> c = sky.counter("images")
+    >>> c.increment(), c.increment(10), c.value
+    (1, 11, 11)
     """
 
     kind = "counter"

@@ -42,6 +42,11 @@ class Dict(Collection):
     Writes are linearizable at both levels. Reads are linearizable if the handle is strong; else they are what the
     nearest member has, though never older than what this session has seen or written. Keys that are equal in Python
     (``1``, ``1.0``, ``True``) are one entry. Values are copies: changing what was read changes nothing here.
+
+    >>> d = sky.dict("settings")
+    >>> d["lr"] = 0.001
+    >>> d["lr"], d.pop("lr"), d.get("lr", "gone")
+    (0.001, 0.001, 'gone')
     """
 
     kind = "dict"

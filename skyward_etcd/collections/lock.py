@@ -34,6 +34,10 @@ class Lock(Collection):
     session's TTL (15 s unless set otherwise) when its holder dies. No lock service can keep a holder that was paused
     beyond its TTL from acting on the outside world: give the `Hold.token` to whatever you write to, and have it
     refuse tokens older than the newest it has seen.
+
+    >>> with sky.lock("checkpoint", timeout=30) as hold:
+    ...     hold.valid
+    True
     """
 
     kind = "lock"

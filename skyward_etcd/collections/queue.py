@@ -44,6 +44,11 @@ class Queue(Collection):
     Every operation is linearizable. Each item goes to exactly one consumer, in the order in which the puts were
     committed, also when answers are lost. Who waits is woken by a watch, in the order in which they came within a
     process.
+
+    >>> q = sky.queue("tasks")
+    >>> q.put_many(["first", None])
+    >>> q.get(), q.get(), q.get(timeout=0, default="nothing there")
+    ('first', None, 'nothing there')
     """
 
     kind = "queue"

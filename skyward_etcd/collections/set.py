@@ -26,6 +26,10 @@ class Set(Collection):
     `add` and `discard` are exact: of all who add the same member at once, one is told that it did. Reads are
     linearizable if the handle is strong; else they are what the nearest member has, though never older than what
     this session has seen or written. Values that are equal in Python (``1``, ``1.0``, ``True``) are one member.
+
+    >>> s = sky.set("seen")
+    >>> s.add("a"), s.add("a"), "a" in s, len(s)
+    (True, False, True, 1)
     """
 
     kind = "set"

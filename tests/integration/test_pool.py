@@ -808,7 +808,7 @@ DRIVER = """
 
 
 @contextlib.contextmanager
-def start_driver(tmp_path: Path, executor: str, then: str) -> Iterator[subprocess.Popen[str]]:
+def start_driver(tmp_path: Path, executor: str, then: str) -> Generator[subprocess.Popen[str]]:
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(DRIVER).replace("{then}", then))
     with subprocess.Popen(
