@@ -80,8 +80,8 @@ class DictModel(Model[Hashable]):
 
     def reads(self, operation: Operation) -> bool:
         """Tell whether it only looked, or found nothing to change."""
-        changes = operation.call in ("set", "setdefault", "pop") or operation.result is True
-        return operation.call in ("get", "contains") or not changes
+        found_nothing = operation.call in ("delete", "compare_and_set") and operation.result is False
+        return operation.call in ("get", "contains") or found_nothing
 
     def step(self, state: Hashable, operation: Operation) -> Hashable:
         """Return the entry's value, or ``ABSENT``, after the operation."""

@@ -489,16 +489,26 @@ def a_run(
     return history
 
 
-def test_five_thousand_operations_on_a_register_take_less_than_two_seconds() -> None:
-    def on_one_register(rng: random.Random, number: int) -> tuple[str, tuple[Any, ...]]:
-        return rng.choice(
-            [("get", ("x",)), ("set", ("x", number)), ("compare_and_set", ("x", rng.randrange(number + 1), number))]
-        )
+def on_one_register(rng: random.Random, number: int) -> tuple[str, tuple[Any, ...]]:
+    calls = ("get", ("x",)), ("set", ("x", number)), ("compare_and_set", ("x", rng.randrange(number + 1), number))
+    return rng.choice(calls)
 
+
+def test_five_thousand_operations_on_a_register_take_less_than_two_seconds() -> None:
     history = a_run(on_one_register, Dict(), length=5000)
     started = time.process_time()
     assert check(DictModel(), history)
     assert time.process_time() - started < 2.0
+
+
+def test_one_wrong_read_among_hundreds_of_operations_is_found() -> None:
+    history = a_run(on_one_register, Dict(), length=500)
+    wrong = max(number for number, done in enumerate(history[:300]) if done.call == "get" and not done.is_unknown)
+    stale = min(done.result for done in history if done.call == "get" and isinstance(done.result, int))
+    history[wrong] = replace(history[wrong], result=stale)
+    verdict = check(DictModel(), history)
+    assert verdict.ok is False
+    assert history[wrong] in verdict.stuck
 
 
 def test_fifty_thousand_operations_on_a_queue_are_decided_by_revision_in_two_seconds() -> None:
