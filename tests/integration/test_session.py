@@ -34,7 +34,6 @@ from tests.integration.helpers import (
     watchers,
 )
 
-
 pytestmark = pytest.mark.slow  # one of them fails now and then: a watch that missed what was compacted
 
 
