@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skyward_etcd.active import Connection, barrier, connect, counter, dict, lock, queue, set
+from skyward_etcd.active import Connection, Tls, barrier, connect, counter, dict, lock, queue, set
 from skyward_etcd.collections.barrier import Barrier
 from skyward_etcd.collections.base import Consistency
 from skyward_etcd.collections.counter import Counter
@@ -138,6 +138,7 @@ __all__ = [
     "SpecKwargs",
     "Storage",
     "TensorDock",
+    "Tls",
     "Unavailable",
     "UnsafeEtcd",
     "UnsupportedType",

@@ -17,11 +17,12 @@ from skyward_etcd.collections.lock import Lock
 from skyward_etcd.collections.queue import Queue
 from skyward_etcd.collections.set import Set
 from skyward_etcd.errors import NotConnected
-from skyward_etcd.session.session import Session
+from skyward_etcd.session.session import Login, Session, Tls
 
 __all__ = [
     "Connection",
     "Shared",
+    "Tls",
     "activated",
     "barrier",
     "connect",
@@ -114,7 +115,13 @@ class Connection(Shared):
 
 
 def connect(
-    endpoints: Sequence[str] | None = None, *, namespace: str | None = None, secret: bytes | None = None
+    endpoints: Sequence[str] | None = None,
+    *,
+    namespace: str | None = None,
+    secret: bytes | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    tls: Tls | None = None,
 ) -> Connection:
     """Use the collections of a cluster that somebody else runs: ``with sky.connect(["host:2379"]): …``.
 
@@ -122,9 +129,13 @@ def connect(
         endpoints: ``host:port`` of the members; by default from ``SKYWARD_ETCD_ENDPOINTS``.
         namespace: keeps programs apart; by default from ``SKYWARD_ETCD_NAMESPACE``, else ``default``.
         secret: signs and checks pickled values; by default from ``SKYWARD_ETCD_SECRET``; without it they are refused.
+        user: of etcd's own authentication; by default from ``SKYWARD_ETCD_USER``.
+        password: the user's; by default from ``SKYWARD_ETCD_PASSWORD``.
+        tls: ``Tls(ca=…, certificate=…, key=…)`` in PEM, for a cluster that wants it.
 
     Raises:
         NotConnected: there are no endpoints.
+        PermissionDenied: the cluster does not know the user (on entering the block).
         Unavailable: no endpoint answers (on entering the block).
     """
     where = tuple(endpoints) if endpoints is not None and not isinstance(endpoints, str) else endpoints
@@ -132,7 +143,19 @@ def connect(
     where = where or config.endpoints()
     if not where:
         raise NotConnected('connect(): no endpoints. Pass endpoints=["host:2379"] or set SKYWARD_ETCD_ENDPOINTS')
-    return Connection(Session(where, namespace=namespace or config.namespace(), secret=secret or config.secret()))
+    who = user or config.user()
+    known = password if password is not None else config.password()
+    if bool(who) != bool(known):
+        raise ValueError("connect(): user and password go together (or SKYWARD_ETCD_USER and SKYWARD_ETCD_PASSWORD)")
+    return Connection(
+        Session(
+            where,
+            namespace=namespace or config.namespace(),
+            secret=secret or config.secret(),
+            tls=tls,
+            login=Login(who, known) if who and known else None,
+        )
+    )
 
 
 # ---- the active session

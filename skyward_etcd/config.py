@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Limits", "cache_dir", "endpoints", "etcd_binary", "namespace", "secret"]
+__all__ = ["Limits", "cache_dir", "endpoints", "etcd_binary", "namespace", "password", "secret", "transport", "user"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,21 @@ def secret() -> bytes | None:
     """``SKYWARD_ETCD_SECRET``: signs and checks pickled values; without it they are refused."""
     text = os.environ.get("SKYWARD_ETCD_SECRET", "")
     return text.encode() if text else None
+
+
+def user() -> str:
+    """``SKYWARD_ETCD_USER``: who we are where etcd's own authentication is enabled."""
+    return os.environ.get("SKYWARD_ETCD_USER", "")
+
+
+def password() -> str:
+    """``SKYWARD_ETCD_PASSWORD``: the user's."""
+    return os.environ.get("SKYWARD_ETCD_PASSWORD", "")
+
+
+def transport() -> str:
+    """``SKYWARD_ETCD_TRANSPORT``: ``sockets``, the default, or ``grpcio`` (which has to be installed)."""
+    return os.environ.get("SKYWARD_ETCD_TRANSPORT") or "sockets"
 
 
 def etcd_binary() -> str | None:

@@ -139,12 +139,8 @@ class Keeper:
 
     def _renew(self, identity: Identity, *, check: bool) -> None:
         sent = time.monotonic()
-        requests = iter((pb.LeaseKeepAliveRequest(ID=identity.lease),))
-        stream = self._wire.stream(LEASE_KEEP_ALIVE, requests, timeout_s=self._call_s)
-        try:
-            ttl = next((int(reply.TTL) for reply in stream), 0)
-        finally:
-            stream.cancel()
+        # A stream in etcd's API, but one request that ends it has one reply, like any call.
+        ttl = int(self._call(LEASE_KEEP_ALIVE, pb.LeaseKeepAliveRequest(ID=identity.lease)).TTL)
         if ttl <= 0 or (check and not self._is_registered(identity)):
             self.renounce(identity)
         else:

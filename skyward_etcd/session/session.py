@@ -28,11 +28,11 @@ from skyward_etcd.session.janitor import Janitor
 from skyward_etcd.session.keeper import Keeper
 from skyward_etcd.session.signals import Signal, wait, wait_async
 from skyward_etcd.session.watch import WatchHub
-from skyward_etcd.wire.client import Tls, Wire
+from skyward_etcd.wire.client import Login, Tls, Wire
 
 T = TypeVar("T")
 
-__all__ = ["Session"]
+__all__ = ["Login", "Session", "Tls"]
 
 _SHORTEST_TTL_S = 5.0
 _DEFAULT_LIMITS = Limits()
@@ -49,6 +49,7 @@ class Session:
         secret: bytes | None = None,
         node: str = "",
         tls: Tls | None = None,
+        login: Login | None = None,
         limits: Limits = _DEFAULT_LIMITS,
     ) -> None:
         """Describe a session.
@@ -59,6 +60,7 @@ class Session:
             secret: signs and checks pickled values; without it they are refused.
             node: what to call this process where operators look.
             tls: certificates, if the cluster wants TLS.
+            login: user and password, if the cluster wants them.
             limits: time limits, and the lease's TTL (at least 5 s).
         """
         if isinstance(endpoints, str) or not endpoints:
@@ -72,6 +74,7 @@ class Session:
         self.codec = Codec(secret, limit=limits.value_bytes)
         self.limits = limits
         self._tls = tls
+        self._login = login
         self.node = node or socket.gethostname()
         self._start_afresh()
         _SESSIONS.add(self)
@@ -84,9 +87,9 @@ class Session:
         self._seen_lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
-        self.wire = Wire(self.endpoints, tls=self._tls)
+        self.wire = Wire(self.endpoints, tls=self._tls, login=self._login)
         # Streams have connections of their own: a large reply must not hold up a renewal or an event.
-        self._streams = Wire(self.endpoints, tls=self._tls)
+        self._streams = Wire(self.endpoints, tls=self._tls, login=self._login)
         self._keeper = Keeper(
             self._streams, self.layout, ttl_s=self.limits.ttl_s, call_s=self.limits.call_s, node=self.node
         )
@@ -137,7 +140,7 @@ class Session:
         """`close`, without blocking the event loop."""
         await asyncio.to_thread(self._janitor.close)
         self._closed = True
-        await self.wire.close_async()
+        self.wire.close()
         await asyncio.to_thread(self._end)
 
     @property

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from skyward_etcd.errors import SkywardEtcdError, Unavailable
 from skyward_etcd.session.signals import Signal
@@ -229,7 +227,6 @@ class WatchHub:
         self._watches = Watches(saw, self._send)
         self._wire = wire
         self._lock = threading.Lock()
-        self._requests: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
         self._stream: Stream | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -246,7 +243,6 @@ class WatchHub:
         with self._lock:
             self._closed = True
             stream, thread = self._stream, self._thread
-            self._requests.put(None)
         self._watches.wake_all()
         if stream is not None:
             stream.cancel()
@@ -254,7 +250,9 @@ class WatchHub:
             thread.join(timeout=2.0)
 
     def _send(self, request: pb.WatchRequest) -> None:
-        self._requests.put(request)
+        stream = self._stream
+        if stream is not None:
+            stream.send(request)
 
     def _start(self) -> None:
         with self._lock:
@@ -278,22 +276,15 @@ class WatchHub:
             time.sleep(pause_before(failures))
 
     def _listen(self) -> None:
+        stream = self._wire.stream(WATCH, require_leader=True)
         with self._lock:
+            self._stream = stream
             if self._closed:
+                stream.cancel()
                 return
-            # What is sent from here on reaches this stream; what was sent before is in the requests anyway. A watch
-            # that is asked for twice is refused the second time, as a duplicate, and stays as it is.
-            requests: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
-            self._requests = requests
-            for request in self._watches.requests():
-                requests.put(request)
-            self._stream = stream = self._wire.stream(WATCH, _until_none(requests), require_leader=True)
-        try:
-            for response in stream:
-                self._watches.handle(response)
-        finally:
-            requests.put(None)
-
-
-def _until_none(requests: queue.SimpleQueue[Any]) -> Iterator[Any]:
-    return iter(requests.get, None)
+        # From here on new watches are sent by who opens them. One that is asked for twice is refused the second time,
+        # as a duplicate, and stays as it is.
+        for request in self._watches.requests():
+            stream.send(request)
+        for response in stream:
+            self._watches.handle(response)

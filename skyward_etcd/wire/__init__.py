@@ -1,1 +1,1 @@
-"""etcd's gRPC API: messages, channels, and what a failed call means. Only this package imports grpc."""
+"""etcd's gRPC API: messages, connections, and what a failed call means. Only this package knows how bytes travel."""

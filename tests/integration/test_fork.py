@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import textwrap
 
-import pytest
-
 from skyward_etcd.active import Connection
 from tests.integration.helpers import Scripts, keys_under, said
 
@@ -43,11 +41,30 @@ LOAD = """
             done.append(1)
             time.sleep(0.001)
 
+    async def count_async():
+        async def one():
+            while not stop.is_set():
+                await sky.counter("load").increment_async()
+                done.append(1)
+                await asyncio.sleep(0.001)
+        await asyncio.gather(one(), one(), one())
+
+    def wait():
+        sky.queue("never").get(timeout=60)
+
+    threads = [threading.Thread(target=target) for target in (count, count, lambda: asyncio.run(count_async()), wait)]
+
     def under_load():
-        for target in (count, count, lambda: sky.queue("never").get(timeout=60)):
-            threading.Thread(target=target, daemon=True).start()
+        for thread in threads:
+            thread.start()
         while len(done) < 20:
             time.sleep(0.01)
+
+    def relax():
+        stop.set()
+        sky.queue("never").put("the end")
+        for thread in threads:
+            thread.join()
 """
 
 
@@ -55,13 +72,8 @@ def program(code: str) -> str:
     return textwrap.dedent(LOAD) + textwrap.dedent(code)
 
 
-@pytest.mark.slow  # not for its time: with grpcio 1.85 one run in three has a child that gRPC's fork handlers abort
 def test_children_that_leave_the_client_alone_end_well(solo: Connection, scripts: Scripts) -> None:
-    """As the workers of a data loader do: a hundred, forked while calls and watches are under way.
-
-    gRPC remarks on stderr that other threads are using it. With calls of an event loop under way (grpc.aio), some
-    children abort in gRPC's own fork handlers: docs/decisions/0005-fork.md.
-    """
+    """As the workers of a data loader do: a hundred, forked while threads, tasks and watches are at it."""
     code = """
         def work():
             garbage = [[number] for number in range(1000)]
@@ -77,11 +89,10 @@ def test_children_that_leave_the_client_alone_end_well(solo: Connection, scripts
             before = len(done)
             while len(done) < before + 20:
                 time.sleep(0.01)
-            stop.set()
+            relax()
             print(len(codes), set(codes))
     """
-    out, _ = scripts.start(solo, program(code)).communicate(timeout=55)
-    assert out.splitlines() == ["100 {0}"]
+    assert said(scripts.start(solo, program(code)), timeout_s=55) == ["100 {0}"]
 
 
 def test_children_that_exit_as_programs_do_end_well(solo: Connection, scripts: Scripts) -> None:
@@ -102,7 +113,6 @@ def test_children_that_exit_as_programs_do_end_well(solo: Connection, scripts: S
     assert said(scripts.start(solo, program(code))) == ["{0} True"]
 
 
-@pytest.mark.slow  # likewise
 def test_children_that_use_the_client_have_a_session_of_their_own(solo: Connection, scripts: Scripts) -> None:
     code = """
         def work():
@@ -115,9 +125,11 @@ def test_children_that_use_the_client_have_a_session_of_their_own(solo: Connecti
             sky.set("s")._session.close()
 
         with sky.connect() as conn:
+            under_load()
             sky.queue("q").put_many(range(8))
             sky.counter("c").increment()
             codes = [ends_well(pid) for pid in [child(work) for _ in range(8)]]
+            relax()
             ours = conn._session().id in sky.set("sessions")
             print(set(codes), sky.counter("c").value, len(sky.set("sessions")), ours)
             print(sorted(sky.dict("d").values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import random
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -355,10 +354,9 @@ class Watch:
     """A watch on all keys of the real etcd, live when this returns."""
 
     def __init__(self, wire: Wire, start: int) -> None:
-        self._requests: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
         wanted = pb.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=start)
-        self._requests.put(pb.WatchRequest(create_request=wanted))
-        self._stream = wire.stream(methods.WATCH, iter(self._requests.get, None), timeout_s=50.0)
+        self._stream = wire.stream(methods.WATCH)
+        self._stream.send(pb.WatchRequest(create_request=wanted))
         self._responses = iter(self._stream)
         assert next(self._responses).created
 
@@ -373,5 +371,4 @@ class Watch:
         return events
 
     def close(self) -> None:
-        self._requests.put(None)
         self._stream.cancel()

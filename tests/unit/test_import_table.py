@@ -85,9 +85,11 @@ def test_a_module_contains_nothing_that_its_layer_must_not(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", in_the_layers(), ids=naming)
-def test_only_wire_knows_grpc(path: Path) -> None:
+def test_only_wire_knows_how_the_bytes_travel(path: Path) -> None:
     if layer_of(path) not in ("wire", "testing"):
-        assert not any(within(name, ("grpc",)) for name in imported(ast.parse(path.read_text()), package_of(path)))
+        assert not any(
+            within(name, ("grpc", "hpack", "ssl")) for name in imported(ast.parse(path.read_text()), package_of(path))
+        )
 
 
 @pytest.mark.parametrize("concept", CONCEPTS)
