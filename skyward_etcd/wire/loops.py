@@ -61,6 +61,7 @@ class LoopChannel:
         task = self._connecting
         if task is None:
             task = self._connecting = self._loop.create_task(self._connect(timeout_s))
+            task.add_done_callback(_take_note)
         await asyncio.wait((task,), timeout=timeout_s)
         if not task.done():
             raise CallFailed(Status.DEADLINE_EXCEEDED, "no connection in time", maybe_applied=False)
@@ -248,6 +249,12 @@ async def _shake_hands(sock: ssl.SSLSocket) -> None:
             await ready
         finally:
             unwatch(sock)
+
+
+def _take_note(task: asyncio.Task[_Connection]) -> None:
+    """Look at a failure that all who waited for it may have been cancelled before: asyncio would complain."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _settle(ready: asyncio.Future[None]) -> None:
