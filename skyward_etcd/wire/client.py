@@ -133,6 +133,12 @@ class Wire:
             if self.endpoints[self._preferred] == endpoint:
                 self._preferred = (self._preferred + 1) % len(self.endpoints)
 
+    def follow(self, endpoints: Sequence[str]) -> None:
+        """Send the next calls to these members, the first of them while it answers: the cluster has changed."""
+        with self._lock:
+            self._preferred = 0  # before the list: a call that reads both meanwhile finds an endpoint
+            self.endpoints = tuple(endpoints)
+
     def close(self) -> None:
         """Close the channels, for good. Those of an event loop close in `close_async`, else with their loop."""
         with self._lock:
