@@ -86,6 +86,11 @@ class Connection(Shared):
     def _session(self) -> Session:
         return self._own
 
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """``host:port`` of the cluster's members, as they were given to `connect`."""
+        return self._own.endpoints
+
     def close(self) -> None:
         """Give back the lease and all that hangs on it."""
         self._leave.close()

@@ -62,7 +62,7 @@ def plan(members: int, directory: Path, *, durable: bool = False) -> list[Member
     cluster = {f"m{number}": urls.pop() for number in range(1, members + 1)}
     token = secrets.token_hex(8)
     specs = [
-        MemberSpec(name, directory / name, urls.pop(), peer_url, cluster, token, durable=durable)
+        MemberSpec(name, directory / name, urls.pop(), peer_url, cluster, token, durable=durable, restarts=durable)
         for name, peer_url in cluster.items()
     ]
     if durable:
@@ -239,6 +239,6 @@ def _load(directory: Path) -> list[MemberSpec] | None:
         return None
     cluster = {name: peer_url for name, (_, peer_url) in saved["members"].items()}
     return [
-        MemberSpec(name, directory / name, client_url, peer_url, cluster, saved["token"], durable=True)
+        MemberSpec(name, directory / name, client_url, peer_url, cluster, saved["token"], durable=True, restarts=True)
         for name, (client_url, peer_url) in saved["members"].items()
     ]

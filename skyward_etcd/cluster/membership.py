@@ -71,6 +71,24 @@ class Membership:
             self._living.pop(name, None)
             self._follow()
 
+    def require_majority(self) -> None:
+        """Check that the members that are not lost can be a majority, whether they answer now or not.
+
+        Raises:
+            QuorumLost: no member is left, or each one that is left knows that they are too few.
+        """
+        lost = QuorumLost(f"0 of the cluster's {self._size} members left is no majority")
+        for endpoint in self.living.values():
+            try:
+                _check_quorum(self._own_list(endpoint), self._dead)
+            except QuorumLost as error:
+                lost = error
+            except (EtcdError, Unavailable):  # it does not say: it may know better
+                return
+            else:
+                return
+        raise lost
+
     def replace(
         self,
         fresh: MemberSpec,
@@ -94,32 +112,45 @@ class Membership:
             QuorumLost: the members that are not lost are no majority. Nothing was touched.
             PoolError: not done in time, for the reason given; nobody is lost; or the membership is closed.
         """
-        with self._changing:
-            try:
-                self._bring_in(fresh, start, check, time.monotonic() + timeout_s)
-            except BaseException as error:
-                self.lost(fresh.name)
-                if not isinstance(error, QuorumLost):
-                    self._undo(fresh)
-                raise
+        try:
+            with self._changing:
+                self._bring_in_or_undo(fresh, start, check, time.monotonic() + timeout_s)
+        finally:
+            self._close_if_told()
+
+    def close(self) -> None:
+        """Make no more replacements, and give up one that is under way, without waiting for that."""
+        self._closing.set()
+        self._close_if_told()
+
+    # --- inside
+
+    def _close_if_told(self) -> None:
+        """Close the connection, once nobody uses it."""
+        if self._closing.is_set() and self._changing.acquire(blocking=False):
+            with contextlib.closing(self._wire):
+                self._changing.release()
+
+    def _bring_in_or_undo(
+        self, fresh: MemberSpec, start: Callable[[MemberSpec], None], check: Callable[[], None], deadline: float
+    ) -> None:
+        try:
+            self._bring_in(fresh, start, check, deadline)
+        except BaseException as error:
+            self.lost(fresh.name)
+            if not isinstance(error, QuorumLost):
+                self._undo(fresh)
+            raise
         with self._guard:
             self._living[fresh.name] = fresh.endpoint
             self._follow()
-
-    def close(self) -> None:
-        """Give up a replacement that is under way, and make no other."""
-        self._closing.set()
-        with self._changing:
-            self._wire.close()
-
-    # --- inside
 
     def _bring_in(
         self, fresh: MemberSpec, start: Callable[[MemberSpec], None], check: Callable[[], None], deadline: float
     ) -> None:
         started = False
         problem: Exception | None = None
-        self._check_not_lost_for_good()
+        self.require_majority()
         while True:
             if self._closing.is_set():
                 raise PoolError(f"etcd member {fresh.name} was called off")
@@ -135,7 +166,7 @@ class Membership:
             except (EtcdError, Unavailable) as error:  # what has come of it, the next list tells
                 _log.debug("etcd member %s: %s", fresh.name, error)
                 problem = error
-                self._check_not_lost_for_good()
+                self.require_majority()
                 self._closing.wait(_PAUSE_S)
                 continue
             _log.debug("etcd member %s: %s", fresh.name, step)
@@ -164,25 +195,6 @@ class Membership:
         for endpoint in self.living.values():
             if all(member.peer_url != fresh.peer_url for member in self._own_list(endpoint)):
                 raise Unavailable(f"{endpoint} has not heard of etcd member {fresh.name} yet")
-
-    def _check_not_lost_for_good(self) -> None:
-        """Tell a cluster that does not answer yet from one that never will.
-
-        Raises:
-            QuorumLost: no member is left, or each one that is left knows that they are no majority.
-        """
-        endpoints = self.living.values()
-        lost = QuorumLost("none of the cluster's members is left")
-        for endpoint in endpoints:
-            try:
-                _check_quorum(self._own_list(endpoint), self._dead)
-            except QuorumLost as error:
-                lost = error
-            except (EtcdError, Unavailable):  # it does not say: it may know better
-                return
-            else:
-                return
-        raise lost
 
     def _undo(self, fresh: MemberSpec) -> None:
         """Take a learner that did not make it off the list. If that is not to be had now, the next change does it."""
@@ -302,21 +314,19 @@ def _listed(reply: Any) -> list[Listed]:
 # --- a member that is told to go
 
 
-def hand_over(endpoint: str, *, tls: Tls | None = None, timeout_s: float = 3.0) -> bool:
-    """Let another member lead if the one at this endpoint does, and return whether one does now.
+def hand_over(endpoint: str, *, tls: Tls | None = None) -> bool:
+    """Let another member lead if the one at this endpoint does, and return whether another does now.
 
-    To be asked before a member is stopped: its clients then see a gap of milliseconds, and not an election. A member
-    that leads must not be removed before.
+    To be called before a member is stopped, and long before it is removed: its clients then see a gap of milliseconds,
+    and not an election. Takes some seconds at most.
     """
-    deadline = time.monotonic() + timeout_s
     with contextlib.suppress(SkywardEtcdError), contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
-        while time.monotonic() < deadline:
-            status = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S)
-            if status.leader != status.header.member_id:
-                return bool(status.leader)
-            listed = _listed(wire.call(MEMBER_LIST, pb.MemberListRequest(linearizable=False), timeout_s=_CALL_S))
-            for heir in [member for member in listed if not member.learner and status.leader != member.id]:
-                with contextlib.suppress(EtcdError, Unavailable):
-                    wire.call(MOVE_LEADER, pb.MoveLeaderRequest(targetID=heir.id), timeout_s=_CALL_S)
-                    return True
+        status = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S)
+        if status.leader != status.header.member_id:
+            return bool(status.leader)
+        listed = _listed(wire.call(MEMBER_LIST, pb.MemberListRequest(linearizable=False), timeout_s=_CALL_S))
+        for heir in [member for member in listed if not member.learner and status.leader != member.id]:
+            with contextlib.suppress(EtcdError, Unavailable):  # it is gone itself: ask the next one
+                wire.call(MOVE_LEADER, pb.MoveLeaderRequest(targetID=heir.id), timeout_s=_CALL_S)
+                return True
     return False

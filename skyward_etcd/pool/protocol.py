@@ -19,9 +19,11 @@ __all__ = [
     "Fed",
     "Feed",
     "FeedEnd",
+    "Follow",
     "Leave",
     "Left",
     "MemberLost",
+    "MemberReady",
     "NodeConfig",
     "Printed",
     "Raised",
@@ -29,6 +31,7 @@ __all__ = [
     "RemoteFailure",
     "Returned",
     "Run",
+    "StartMember",
     "Stop",
     "Streaming",
     "Unready",
@@ -140,6 +143,21 @@ class Leave:
     """
 
 
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """The cluster's members have changed: these are their endpoints, the nearest first."""
+
+    endpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartMember:
+    """Run a fresh member, in the place of any that the node had before; say `MemberReady`, or `MemberLost`."""
+
+    etcd: Etcd
+    member: MemberSpec
+
+
 # --- node to driver ---
 
 
@@ -158,9 +176,17 @@ class Unready:
 
 
 @dataclass(frozen=True, slots=True)
-class MemberLost:
-    """The node's member has died and cannot be started again; the node itself goes on."""
+class MemberReady:
+    """The fresh member runs."""
 
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberLost:
+    """The node's member has died, or did not start, and is not started again; the node itself goes on."""
+
+    name: str
     reason: str
 
 

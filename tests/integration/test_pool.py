@@ -27,7 +27,6 @@ from skyward_etcd.errors import (
     NodeLost,
     NotConnected,
     PoolError,
-    QuorumLost,
     UnsafeEtcd,
     UnsupportedType,
 )
@@ -715,53 +714,6 @@ def test_objects_travel_through_collections_with_the_pools_secret() -> None:
     with Compute(nodes=1) as pool:
         _ = put() >> pool
         assert pool.dict("objects")["path"] == Path("/somewhere")
-
-
-def test_a_lost_node_of_three_loses_nothing() -> None:
-    from skyward_etcd import active
-
-    @function
-    def read() -> list[Any]:
-        return [active.dict("kept", consistency="strong")["a"], active.counter("n").increment()]
-
-    with Compute(nodes=3) as pool:
-        pool.dict("kept")["a"] = 1
-        with pytest.raises(NodeLost):
-            pool.run(die(), target=1)
-        until(lambda: pool.current_nodes() == 3, 20)
-        results = read() @ pool
-        assert [kept for kept, _ in results] == [1, 1, 1]
-        assert sorted(n for _, n in results) == [1, 2, 3]
-
-
-def test_a_pool_that_has_lost_its_only_member_says_why() -> None:
-    with Compute(nodes=1) as pool:
-        with pytest.raises(NodeLost):
-            _ = die() >> pool
-        with pytest.raises(QuorumLost, match="node 0 ended with -9; with 0 of the cluster's 1 members left"):
-            _ = double(1) >> pool
-
-
-def etcds() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children(recursive=True) if one.name() == "etcd"]
-
-
-def test_a_member_that_dies_under_a_living_node_loses_nothing_or_the_pool_says_why() -> None:
-    from skyward_etcd.cluster import binary
-
-    restarts = binary.grade(binary.find().version, durable=True).verdict is not binary.Verdict.REFUSED
-    others = {etcd.pid for etcd in etcds()}  # other tests' clusters
-    with Compute(nodes=1) as pool:
-        pool.dict("kept")["a"] = 1
-        (member,) = (etcd for etcd in etcds() if etcd.pid not in others)
-        member.kill()
-        if restarts:
-            assert pool.dict("kept", consistency="strong")["a"] == 1
-            assert pool.current_nodes() == 1
-            return
-        until(lambda: not pool.is_active)
-        with pytest.raises(QuorumLost, match="can lose acknowledged writes"):
-            _ = double(1) >> pool
 
 
 def test_a_durable_pool_finds_its_state_again(tmp_path: Path) -> None:
