@@ -119,7 +119,7 @@ class Puts:
             time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("label", "executor"), zip(BINARIES, ("thread", "process"), strict=False))
+@pytest.mark.parametrize(("label", "executor"), [*zip(BINARIES, ("thread", "process"), strict=False)])
 def test_nodes_die_one_after_the_other_and_nothing_is_lost(label: str, executor: Literal["thread", "process"]) -> None:
     options = Options(worker=Worker(executor=executor))
     with Compute(
