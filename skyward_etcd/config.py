@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Limits", "cache_dir", "endpoints", "etcd_binary", "namespace", "secret"]
+__all__ = ["Limits", "cache_dir", "compute_pool", "endpoints", "etcd_binary", "namespace", "secret"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,11 @@ def secret() -> bytes | None:
     """``SKYWARD_ETCD_SECRET``: signs and checks pickled values; without it they are refused."""
     text = os.environ.get("SKYWARD_ETCD_SECRET", "")
     return text.encode() if text else None
+
+
+def compute_pool() -> str | None:
+    """``COMPUTE_POOL``: Skyward's word to its workers about which node of which pool they are, in JSON."""
+    return os.environ.get("COMPUTE_POOL") or None
 
 
 def etcd_binary() -> str | None:

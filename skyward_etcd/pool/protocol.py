@@ -50,7 +50,12 @@ WINDOW = 16
 class RemoteFailure:
     """An exception on its way to the caller: pickled if it can be, and in words."""
 
-    summary: str
+    module: str
+    kind: str
+    """The qualified name of its class."""
+    message: str
+    builtin: str
+    """The nearest of its bases that every Python has."""
     traceback: str
     where: str
     pickled: bytes | None = None

@@ -161,6 +161,16 @@ def test_the_node_knows_its_pool(pool: Compute) -> None:
     assert info.head_port > 0
 
 
+def test_a_program_that_a_function_starts_knows_the_pool_too(pool: Compute) -> None:
+    @function
+    def program() -> str:
+        code = "from skyward_etcd.pool.runtime import instance_info; print(instance_info().node)"
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+
+    assert program() @ pool == ["0\n", "1\n"]
+
+
 def test_the_images_environment_is_there(pool: Compute) -> None:
     assert function(os.getenv)("GREETING") >> pool == "hi"
 
@@ -231,6 +241,23 @@ def test_an_exception_that_pickle_cannot_restore_keeps_type_and_attributes(pool:
         _ = refuse() >> pool
     assert (caught.value.code, caught.value.because) == (7, "no")
     assert not hasattr(caught.value, "lock")
+
+
+@pytest.mark.parametrize("base", [KeyError, OSError, UnicodeError, RuntimeError])
+def test_an_exception_that_cannot_be_sent_comes_as_one_of_the_same_name_and_base(
+    pool: Compute, base: type[Exception]
+) -> None:
+    @function
+    def refuse() -> None:
+        # A lock of the class: it can be pickled neither by name nor by value.
+        raise type("Stuck", (base,), {"lock": threading.Lock()})("no way")
+
+    with pytest.raises(base, match="no way") as caught:
+        _ = refuse() >> pool
+    assert type(caught.value).__name__ == "Stuck"
+    assert isinstance(caught.value, PoolError)
+    assert "in refuse" in remote_text(caught.value)
+    assert "It cannot be sent from node" in remote_text(caught.value)
 
 
 def test_the_cause_of_an_exception_is_in_the_text(pool: Compute) -> None:
