@@ -121,7 +121,11 @@ class Connection(Shared):
 def connect(
     endpoints: Sequence[str] | None = None, *, namespace: str | None = None, secret: bytes | None = None
 ) -> Connection:
-    """Use the collections of a cluster that somebody else runs: ``with sky.connect(["host:2379"]): …``.
+    """Use the collections of a cluster that somebody else runs, as ``sky.dict("x")`` inside the block.
+
+    >>> with sky.connect() as cluster:  # where SKYWARD_ETCD_ENDPOINTS says, or connect(["host:2379"])
+    ...     sky.counter("runs").increment(), cluster.counter("runs").value
+    (1, 1)
 
     Args:
         endpoints: ``host:port`` of the members; by default from ``SKYWARD_ETCD_ENDPOINTS``.

@@ -44,6 +44,13 @@ class Compute(Shared):
     outlive the pool; without it they end with it. ``namespace`` keeps programs apart in a durable cluster. ``etcd`` is
     the path of the binary, found by itself if there is one. ``name`` is for people. Everything else is `Spec`'s, and
     `Options`'.
+
+    >>> @sky.function
+    ... def count() -> int:
+    ...     return sky.counter("calls").increment()
+    >>> with sky.Compute(nodes=3) as pool:
+    ...     sorted(count() @ pool), pool.counter("calls").value
+    ([1, 2, 3], 3)
     """
 
     def __init__(

@@ -267,6 +267,16 @@ def shard(
     ``drop_last`` gives every node the same number of items, as one block. Outside a pool, and without ``node`` and
     ``total_nodes``, the share is everything.
 
+    >>> @sky.function
+    ... def work(data: list[int]) -> list[int]:
+    ...     return sky.shard(data)
+    >>> with sky.Compute(nodes=2) as pool:
+    ...     work([0, 1, 2, 3, 4]) @ pool
+    [[0, 2, 4], [1, 3]]
+    >>> x, y = sky.shard([0, 1, 2, 3], "abcd", shuffle=True, seed=1, node=0, total_nodes=2)
+    >>> ["abcd"[one] for one in x] == y
+    True
+
     Raises:
         ValueError: no data, one of several has a length that no other has, or ``node`` is not among ``total_nodes``.
     """
