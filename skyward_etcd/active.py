@@ -87,6 +87,11 @@ class Connection(Shared):
     def _session(self) -> Session:
         return self._own
 
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """``host:port`` of the cluster's members, as they were given to `connect`."""
+        return self._own.endpoints
+
     def close(self) -> None:
         """Give back the lease and all that hangs on it."""
         self._leave.close()
@@ -123,7 +128,11 @@ def connect(
     password: str | None = None,
     tls: Tls | None = None,
 ) -> Connection:
-    """Use the collections of a cluster that somebody else runs: ``with sky.connect(["host:2379"]): …``.
+    """Use the collections of a cluster that somebody else runs, as ``sky.dict("x")`` inside the block.
+
+    >>> with sky.connect() as cluster:  # where SKYWARD_ETCD_ENDPOINTS says, or connect(["host:2379"])
+    ...     sky.counter("runs").increment(), cluster.counter("runs").value
+    (1, 1)
 
     Args:
         endpoints: ``host:port`` of the members; by default from ``SKYWARD_ETCD_ENDPOINTS``.

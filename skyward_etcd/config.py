@@ -6,7 +6,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Limits", "cache_dir", "endpoints", "etcd_binary", "namespace", "password", "secret", "transport", "user"]
+__all__ = [
+    "Limits",
+    "cache_dir",
+    "compute_pool",
+    "endpoints",
+    "etcd_binary",
+    "namespace",
+    "password",
+    "secret",
+    "transport",
+    "user",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,11 @@ def password() -> str:
 def transport() -> str:
     """``SKYWARD_ETCD_TRANSPORT``: ``sockets``, the default, or ``grpcio`` (which has to be installed)."""
     return os.environ.get("SKYWARD_ETCD_TRANSPORT") or "sockets"
+
+
+def compute_pool() -> str | None:
+    """``COMPUTE_POOL``: Skyward's word to its workers about which node of which pool they are, in JSON."""
+    return os.environ.get("COMPUTE_POOL") or None
 
 
 def etcd_binary() -> str | None:

@@ -23,7 +23,7 @@ from skyward_etcd.cluster import binary
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken, require_space
 from skyward_etcd.errors import PoolError
 
-__all__ = ["LocalCluster", "claim", "free_ports", "plan", "start_all", "voters"]
+__all__ = ["LocalCluster", "claim", "free_ports", "newcomer", "plan", "start_all", "voters"]
 
 _PLAN = "cluster.json"
 
@@ -62,12 +62,22 @@ def plan(members: int, directory: Path, *, durable: bool = False) -> list[Member
     cluster = {f"m{number}": urls.pop() for number in range(1, members + 1)}
     token = secrets.token_hex(8)
     specs = [
-        MemberSpec(name, directory / name, urls.pop(), peer_url, cluster, token, durable=durable)
+        MemberSpec(name, directory / name, urls.pop(), peer_url, cluster, token, durable=durable, restarts=durable)
         for name, peer_url in cluster.items()
     ]
     if durable:
         _save(directory, specs)
     return specs
+
+
+def newcomer(name: str, directory: Path, token: str) -> MemberSpec:
+    """Plan a member that joins a running cluster on this machine, on ports that are free now.
+
+    Name and directory are its own: no member before had them. Whom it joins, `membership` fills in.
+    """
+    client, peer = free_ports(2)
+    urls = (f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}")
+    return MemberSpec(name, directory / name, *urls, {}, token, state="existing")
 
 
 @contextlib.contextmanager
@@ -229,6 +239,6 @@ def _load(directory: Path) -> list[MemberSpec] | None:
         return None
     cluster = {name: peer_url for name, (_, peer_url) in saved["members"].items()}
     return [
-        MemberSpec(name, directory / name, client_url, peer_url, cluster, saved["token"], durable=True)
+        MemberSpec(name, directory / name, client_url, peer_url, cluster, saved["token"], durable=True, restarts=True)
         for name, (client_url, peer_url) in saved["members"].items()
     ]

@@ -12,7 +12,7 @@ so that it costs about 10 ms. ``FD`` is one end of a stream socket whose other e
 Our exit code is the command's, or 128 + the number of the signal that ended it.
 """
 
-# ruff: noqa: PTH106, PTH120, SIM105 - contextlib and pathlib would take longer to import than all the rest
+# ruff: noqa: PTH106, PTH110, PTH120, SIM105 - contextlib and pathlib would take longer to import than all the rest
 
 from __future__ import annotations
 
@@ -115,9 +115,14 @@ def end(command: int) -> None:
 
 def remove(directory: str) -> None:
     """Remove what the owner would have removed."""
-    import shutil  # only when it is needed: it would double our start
+    import shutil  # only when they are needed: they would double our start
+    import time
 
-    shutil.rmtree(directory, ignore_errors=True)
+    for _ in range(50):  # what another supervisor ends in this moment may still write there
+        shutil.rmtree(directory, ignore_errors=True)
+        if not os.path.exists(directory):
+            break
+        time.sleep(0.02)
     try:
         os.rmdir(os.path.dirname(directory))
     except OSError:  # not empty: another member's turn, or not ours to remove

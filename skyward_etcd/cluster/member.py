@@ -48,6 +48,8 @@ class MemberSpec:
     state: Literal["new", "existing"] = "new"
     durable: bool = False
     """Write to the disk before acknowledging; without it the kernel decides, which no killed process notices."""
+    restarts: bool = False
+    """It may be started again from its disk, by another process too. Else the disk goes with who started it."""
 
     @property
     def endpoint(self) -> str:
@@ -84,7 +86,7 @@ class Member:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                scratch=None if self.spec.durable else directory,
+                scratch=None if self.spec.restarts else directory,
             )
 
     def ready(self) -> bool:

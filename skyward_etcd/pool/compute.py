@@ -44,6 +44,13 @@ class Compute(Shared):
     outlive the pool; without it they end with it. ``namespace`` keeps programs apart in a durable cluster. ``etcd`` is
     the path of the binary, found by itself if there is one. ``name`` is for people. Everything else is `Spec`'s, and
     `Options`'.
+
+    >>> @sky.function
+    ... def count() -> int:
+    ...     return sky.counter("calls").increment()
+    >>> with sky.Compute(nodes=3) as pool:
+    ...     sorted(count() @ pool), pool.counter("calls").value
+    ([1, 2, 3], 3)
     """
 
     def __init__(
@@ -77,7 +84,7 @@ class Compute(Shared):
             start_s=self._options.provision_timeout or _START_S,
             job=self.name,
         )
-        self._fleet = fleet.Fleet(self._blueprint, self._dispatcher)
+        self._fleet = fleet.Fleet(self._blueprint, self._dispatcher, on_change=self._follow)
         self._own_session: Session | None = None
         self._state: Literal["new", "open", "closed"] = "new"
         self._leave = contextlib.ExitStack()
@@ -101,6 +108,7 @@ class Compute(Shared):
             self._own_session = Session(
                 self._fleet.endpoints, namespace=self._blueprint.namespace, secret=self._blueprint.secret, node="driver"
             )
+            self._follow()  # the members may have changed since the line before
         self._state = "open"
 
     def close(self, timeout: float | None = None) -> None:
@@ -110,6 +118,8 @@ class Compute(Shared):
         """
         self._state = "closed"
         self._dispatcher.close(PoolError(f"{self.name} is closed"))
+        if self._fleet.is_lost:  # nothing can be handed back: trying to would take until the time is up
+            self._fleet.kill()
         try:
             if self._own_session:
                 self._own_session.close()
@@ -150,6 +160,14 @@ class Compute(Shared):
     def is_active(self) -> bool:
         """Whether the pool takes functions."""
         return self._state == "open" and self._dispatcher.takes_calls
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """``host:port`` of the members of the pool's cluster: for `connect` in another process, and for etcdctl.
+
+        Others while the pool lives, when one was lost. Empty without a cluster, and when the pool is not open.
+        """
+        return self._fleet.endpoints if self._state == "open" else ()
 
     @property
     def concurrency(self) -> int:
@@ -240,6 +258,11 @@ class Compute(Shared):
         return f"<Compute {self.name}: {self._blueprint.nodes} nodes, {self._state}>"
 
     # --- inside ---
+
+    def _follow(self) -> None:
+        session, endpoints = self._own_session, self._fleet.endpoints
+        if session and endpoints:
+            session.follow(endpoints)
 
     def _session(self) -> Session:
         if self._own_session is None:

@@ -19,6 +19,7 @@ from skyward_etcd.pool.protocol import (
     Fed,
     Feed,
     FeedEnd,
+    Follow,
     Raised,
     Returned,
     Run,
@@ -54,6 +55,9 @@ class ThreadExecutor:
         job_or_none = self._jobs.get(call) if call is not None else None
         if job_or_none is not None:  # else it has ended while the message was on its way
             job_or_none.handle(message)
+
+    def follow(self, message: Follow) -> None:
+        """Nothing to do: the threads use the node's own session."""
 
     def close(self) -> None:
         """Leave the threads to the end of the process."""

@@ -1,10 +1,11 @@
 """Exceptions and values on their way between processes: of their own type, with the traceback of their origin.
 
-Whatever does not pickle becomes an error that names it.
+A value that does not pickle becomes an error that names it, an exception one of the same name and builtin base.
 """
 
 from __future__ import annotations
 
+import builtins
 import pickle
 import traceback
 from collections.abc import Callable
@@ -49,10 +50,12 @@ def loads(payload: bytes) -> Any:
 def capture(error: BaseException, where: str) -> RemoteFailure:
     """Pack an exception so that `revive` gives it back in another process."""
     lines = traceback.format_exception(type(error), error, _of_the_user(error.__traceback__))
-    summary = "".join(traceback.format_exception_only(type(error), error)).strip()
     whole = _as_it_is(error)
     return RemoteFailure(
-        summary=summary,
+        module=type(error).__module__,
+        kind=type(error).__qualname__,
+        message=_words(error),
+        builtin=_nearest_builtin(type(error)).__name__,
         traceback="".join(lines),
         where=where,
         pickled=whole or _in_parts(error),
@@ -61,10 +64,11 @@ def capture(error: BaseException, where: str) -> RemoteFailure:
 
 
 def revive(failure: RemoteFailure) -> BaseException:
-    """Return the exception, with a `RemoteTraceback` as its cause."""
-    error = _unpacked(failure) or PoolError(
-        f"{failure.where} raised an exception that cannot be sent between processes: {failure.summary}"
-    )
+    """Return the exception, with a `RemoteTraceback` as its cause.
+
+    If it cannot be sent as it is, it is one of a class made here: of its name, a `PoolError` and its builtin base.
+    """
+    error = _unpacked(failure) or _made_up(failure)
     error.__cause__ = RemoteTraceback(f"on {failure.where}:\n{failure.traceback}")
     return error
 
@@ -75,6 +79,21 @@ def _of_the_user(trace: TracebackType | None) -> TracebackType | None:
     while start and start.tb_frame.f_globals.get("__name__", "").startswith("skyward_etcd.pool."):
         start = start.tb_next
     return start or trace
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as why:  # noqa: BLE001  any of the user's methods may have run
+        return f"<its str() failed: {type(why).__name__}>"
+
+
+def _nearest_builtin(kind: type[BaseException]) -> type[BaseException]:
+    """Return the first base that is a builtin, and that can be made of one message: groups of exceptions cannot."""
+    for base in kind.__mro__:
+        if getattr(builtins, base.__name__, None) is base and not issubclass(base, BaseExceptionGroup):
+            return cast("type[BaseException]", base)
+    return BaseException
 
 
 def _as_it_is(error: BaseException) -> bytes | None:
@@ -121,3 +140,26 @@ def _unpacked(failure: RemoteFailure) -> BaseException | None:
     except Exception:  # noqa: BLE001  the class may not exist here: the words remain
         return None
     return error
+
+
+def _made_up(failure: RemoteFailure) -> BaseException:
+    base = cast("type[BaseException]", getattr(builtins, failure.builtin))
+    bases: tuple[type[BaseException], ...] = (PoolError, base)
+    if not issubclass(base, Exception):  # what ends a program is no error of the pool's
+        bases = (base,)
+    elif issubclass(PoolError, base):
+        bases = (PoolError,)
+    names = {"__module__": failure.module, "__qualname__": failure.kind, "__init__": _with_message, "__str__": _message}
+    error = cast("BaseException", type(failure.kind.rpartition(".")[2], bases, names)(failure.message))
+    error.add_note(f"It cannot be sent from {failure.where} as it is: this is one of the same name.")
+    return error
+
+
+def _with_message(error: BaseException, message: str) -> None:
+    """The builtin base may want other arguments."""
+    error.args = (message,)
+
+
+def _message(error: BaseException) -> str:
+    """The builtin base may show its arguments in a way of its own."""
+    return str(error.args[0])

@@ -9,19 +9,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from skyward_etcd.cluster import binary, bootstrap
-from skyward_etcd.cluster.binary import Etcd
+from skyward_etcd.cluster.binary import Etcd, Verdict
 from skyward_etcd.cluster.member import MemberSpec, PortTaken
 from skyward_etcd.errors import PoolError, QuorumLost
 from skyward_etcd.pool.call import Call
 from skyward_etcd.pool.dispatch import Dispatcher
 from skyward_etcd.pool.handle import NodeHandle
 from skyward_etcd.pool.link import environment
+from skyward_etcd.pool.members import Members
 from skyward_etcd.pool.protocol import NodeConfig
 from skyward_etcd.pool.runtime import InstanceInfo, NetworkInfo, PeerInfo
 from skyward_etcd.pool.spec import Worker
@@ -51,23 +52,27 @@ class Blueprint:
 
 
 class Fleet:
-    """All nodes of one pool. What becomes ready is given to the dispatcher, what dies is taken from it."""
+    """All nodes of one pool. What becomes ready is given to the dispatcher, what dies is taken from it and replaced.
 
-    def __init__(self, blueprint: Blueprint, dispatcher: Dispatcher) -> None:
+    ``on_change`` is called when the cluster's `endpoints` have changed, from a thread of the pool's.
+    """
+
+    def __init__(self, blueprint: Blueprint, dispatcher: Dispatcher, *, on_change: Callable[[], None]) -> None:
         self._blueprint = blueprint
         self._dispatcher = dispatcher
+        self._on_change = on_change
         self._handles: dict[int, NodeHandle] = {}
-        self._members: dict[int, MemberSpec] = {}
-        """By node. A member whose node has died is no longer here."""
-        self._voters = 0
+        self._members: Members | None = None
+        self.is_lost = False
+        """Whether the cluster's majority is lost for good."""
         self._scratch: list[Path] = []
         self._closing = False
         self._guard = threading.Lock()
 
     @property
-    def endpoints(self) -> list[str]:
-        """``host:port`` of the members."""
-        return [member.endpoint for member in self._members.values()]
+    def endpoints(self) -> tuple[str, ...]:
+        """``host:port`` of the members; none without a cluster."""
+        return self._members.endpoints() if self._members else ()
 
     def start(self) -> None:
         """Start all nodes and wait until they are ready; if one fails, none is left.
@@ -94,6 +99,8 @@ class Fleet:
     def close(self, timeout_s: float) -> None:
         """Let all nodes say good-bye while all members are there, then end them; kill those that take too long."""
         self._closing = True
+        if self._members:
+            self._members.close()
         deadline = time.monotonic() + timeout_s
         handles = list(self._handles.values())
         try:
@@ -111,6 +118,8 @@ class Fleet:
     def kill(self) -> None:
         """End all nodes now, and remove what they had on disk."""
         self._closing = True
+        if self._members:
+            self._members.close()
         with self._guard:
             handles, self._handles = list(self._handles.values()), {}
         for handle in handles:
@@ -118,49 +127,62 @@ class Fleet:
         for directory in self._scratch:
             shutil.rmtree(directory, ignore_errors=True)
         self._scratch.clear()
-        self._members.clear()
 
     def _find_etcd(self) -> Etcd | None:
         if not self._blueprint.clustered:
             return None
-        self._voters = bootstrap.voters(self._blueprint.nodes, spot=self._blueprint.spot)
         return binary.find(self._blueprint.etcd, durable=self._blueprint.durable is not None, members=self._voters)
+
+    @property
+    def _voters(self) -> int:
+        return bootstrap.voters(self._blueprint.nodes, spot=self._blueprint.spot)
 
     def _start_all(self, etcd: Etcd | None) -> None:
         self._closing = False
         if etcd:
-            self._members = dict(enumerate(self._plan()))
+            self._members = Members(
+                etcd,
+                self._plan(etcd),
+                new_directory=self._new_scratch,
+                on_change=self._tell_endpoints,
+                on_end=self._cluster_lost,
+            )
         head_port = bootstrap.free_ports(1)[0]
         infos = [self._info(index, head_port) for index in range(self._blueprint.nodes)]
         for info in infos:
-            self._start(info, etcd)
+            self._start(info)
         self._wait_ready(list(self._handles.values()))
         for handle in self._handles.values():
             self._dispatcher.add(handle)
 
-    def _plan(self) -> Sequence[MemberSpec]:
+    def _plan(self, etcd: Etcd) -> Sequence[MemberSpec]:
         if self._blueprint.durable:
             return _durable_plan(self._voters, self._blueprint.durable)
-        # A directory for each node: it goes with the node, as the disk of a lost machine would.
+        # A directory for each node: it goes with the node, as the disk of a lost machine would. Only one that is alone
+        # keeps it, if its release may restart from it: else a function that crashes its node would end the pool.
+        sound = binary.grade(etcd.version, durable=True, members=1).verdict is not Verdict.REFUSED
         specs = bootstrap.plan(self._voters, Path())
-        return [replace(spec, data_dir=self._new_scratch() / spec.name) for spec in specs]
+        return [
+            replace(spec, data_dir=self._new_scratch() / spec.name, restarts=sound and len(specs) == 1)
+            for spec in specs
+        ]
 
     def _new_scratch(self) -> Path:
         self._scratch.append(Path(tempfile.mkdtemp(prefix="skyward-etcd-")))
         return self._scratch[-1]
 
-    def _start(self, info: InstanceInfo, etcd: Etcd | None) -> NodeHandle:
-        member = self._members.get(info.node)
+    def _start(self, info: InstanceInfo) -> NodeHandle:
+        member = self._members.of(info.node) if self._members else None
         env, python_path = environment(self._blueprint.env)
         config = NodeConfig(
             info=info,
             worker=self._blueprint.worker,
             path=tuple(sys.path),
             python_path=python_path,
-            endpoints=self._nearest_first(info.node),
+            endpoints=self._members.endpoints(info.node) if self._members else (),
             namespace=self._blueprint.namespace,
             secret=self._blueprint.secret,
-            etcd=etcd if member else None,
+            etcd=self._members.etcd if self._members and member else None,
             member=member,
             start_s=self._blueprint.start_s,
         )
@@ -173,13 +195,6 @@ class Fleet:
             self._handles[info.node] = handle
         handle.start(env, member.data_dir.parent if member and not member.durable else None)
         return handle
-
-    def _nearest_first(self, node: int) -> tuple[str, ...]:
-        """A node asks its own member; those without one spread over all."""
-        endpoints = self.endpoints
-        own = self._members.get(node)
-        first = endpoints.index(own.endpoint) if own else node % max(1, len(endpoints))
-        return (*endpoints[first:], *endpoints[:first])
 
     def _info(self, index: int, head_port: int) -> InstanceInfo:
         worker = self._blueprint.worker
@@ -204,34 +219,41 @@ class Fleet:
             names = ", ".join(handle.name for handle in handles if handle.ready in late)
             raise PoolError(f"not ready after {self._blueprint.start_s:g} s: {names}")
 
+    def _cluster_lost(self, error: QuorumLost) -> None:
+        self.is_lost = True
+        self._dispatcher.close(error)
+
+    def _tell_endpoints(self) -> None:
+        with self._guard:
+            handles = list(self._handles.values())
+        for handle in handles:
+            self._tell(handle)
+        self._on_change()
+
+    def _tell(self, handle: NodeHandle) -> None:
+        if self._members:
+            handle.follow(self._members.endpoints(handle.index))
+
     def _lost(self, handle: NodeHandle, code: int, calls: list[Call]) -> None:
-        """A node has died, and its member with it. Runs in the thread of the node's link."""
+        """A node has died. Runs in the thread of the node's link."""
         self._dispatcher.remove(handle)
-        had_quorum = self._without_member(handle, f"{handle.name} ended with {code}")
+        goes_on = not self._members or self._members.node_lost(handle.index, f"{handle.name} ended with {code}")
         self._dispatcher.again(handle, code, calls)
-        if had_quorum and not self._closing:
+        if goes_on and not self._closing:
             _log.warning("%s ended with %s; starting another in its place", handle.name, code)
             threading.Thread(target=self._replace, args=(handle,), name=f"new {handle.name}", daemon=True).start()
 
     def _member_lost(self, handle: NodeHandle, reason: str) -> None:
-        """A member has died under a node that lives."""
-        if self._without_member(handle, reason):
-            _log.warning("%s; the other members go on without it", reason)
-
-    def _without_member(self, handle: NodeHandle, reason: str) -> bool:
-        """Count the node's member as gone, if it had one; without a majority this is the end of the pool, and False."""
-        with self._guard:
-            if self._members.pop(handle.index, None) is None or len(self._members) > self._voters // 2:
-                return True
-        rest = f"{len(self._members)} of the cluster's {self._voters} members left is no majority"
-        self._dispatcher.close(QuorumLost(f"{reason}; with {rest}, the pool's state is lost"))
-        return False
+        """A member has died under a node that lives. Runs in the thread of the node's link."""
+        if self._members and self._members.member_lost(handle.index, reason) and not self._closing:
+            _log.warning("%s; the others go on without it", reason)
+            self._members.fill(handle)
 
     def _replace(self, dead: NodeHandle) -> None:
-        """Start a node in the place of a dead one; a pool that cannot is at its end."""
+        """Start a node in the place of a dead one, then give it a member; a pool that cannot is at its end."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                handle = self._start(dead.info, None)
+                handle = self._start(dead.info)
                 self._wait_ready([handle])
             except Exception as error:  # noqa: BLE001  it ends in the pool's own error
                 if self._closing:
@@ -241,6 +263,9 @@ class Fleet:
                 time.sleep(0.1 * attempt)
             else:
                 self._dispatcher.add(handle)
+                if self._members:
+                    self._tell(handle)  # of what has changed while it was starting
+                    self._members.fill(handle)
                 return
 
 

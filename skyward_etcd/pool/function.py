@@ -192,6 +192,15 @@ def gather(*pendings: PendingFunction[Any], stream: bool = False, ordered: bool 
 
     With ``stream=True`` it gives an iterator instead, which yields each result as soon as it is there: in the order
     of the calls, or in the order of completion with ``ordered=False``.
+
+    >>> @sky.function
+    ... def square(x: int) -> int:
+    ...     return x * x
+    >>> with sky.Compute(nodes=2) as pool:
+    ...     sky.gather(square(2), square(3)) >> pool
+    ...     sum(sky.gather(*map(square, range(10)), stream=True, ordered=False) >> pool)
+    (4, 9)
+    285
     """
     return PendingFunctionGroup(pendings, stream=stream, ordered=ordered)
 
@@ -221,6 +230,19 @@ def function(
     Use it bare, or with ``timeout`` (seconds that one run may take, no limit by default) and ``retries`` (how many
     more times it may be started when its node dies under it). Coroutine functions run on the node's event loop, and
     a generator function's call gives an iterator over what it yields.
+
+    >>> @sky.function
+    ... def square(x: int) -> int:
+    ...     return x * x
+    >>> with sky.Compute(nodes=2) as pool:
+    ...     square(7) >> pool  # on one node
+    ...     square(7) @ pool  # on every node
+    ...     (square(7) > pool).result()  # on one node; the future is there at once
+    ...     (square(2) & square(3)) >> pool  # side by side
+    49
+    [49, 49]
+    49
+    (4, 9)
 
     Raises:
         TypeError: what is decorated cannot be called.

@@ -11,23 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from skyward_etcd.cluster.binary import Etcd
+from skyward_etcd.cluster.member import MemberSpec
 from skyward_etcd.errors import NodeLost, PoolError
 from skyward_etcd.pool.call import Call
 from skyward_etcd.pool.failure import capture, dumps, loads, revive
 from skyward_etcd.pool.link import Link
+from skyward_etcd.pool.node_member import NodeMember
 from skyward_etcd.pool.printing import show
 from skyward_etcd.pool.protocol import (
     Fed,
     FeedEnd,
+    Follow,
     Leave,
     Left,
     MemberLost,
+    MemberReady,
     NodeConfig,
     Printed,
     Raised,
     Ready,
     RemoteFailure,
     Returned,
+    StartMember,
     Stop,
     Streaming,
     Unready,
@@ -96,6 +102,7 @@ class NodeHandle:
         self._link: Link | None = None
         self._left = threading.Event()
         self._leaving = False
+        self._member = NodeMember(config.member.name if config.member else "")
 
     def start(self, env: Mapping[str, str], scratch: Path | None) -> None:
         """Start the process, without waiting for it. ``scratch`` is removed should this process die."""
@@ -103,6 +110,11 @@ class NodeHandle:
         self._link = link
         if self._leaving:  # somebody has ended it before it was there
             link.kill()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has neither ended nor been told to."""
+        return not self._leaving
 
     @property
     def free(self) -> bool:
@@ -138,9 +150,30 @@ class NodeHandle:
         self._on_free()
         return True
 
+    def follow(self, endpoints: tuple[str, ...]) -> None:
+        """Tell the node where the cluster's members are now, the nearest first."""
+        self._put(Follow(endpoints))
+
+    def start_member(self, etcd: Etcd, member: MemberSpec) -> None:
+        """Have the node run a fresh member, and wait until it does.
+
+        Raises:
+            PoolError: it did not start, or not in time, or the node has ended.
+        """
+        self._member.expect(member.name)
+        self._put(StartMember(etcd, member))
+        if self._leaving:  # nobody will tell us any more
+            self._member.lose(f"{self.name} has ended")
+        self._member.wait(self._config.start_s)
+
+    def check_member(self) -> None:
+        """Raise `PoolError` if the member that was started last is lost."""
+        self._member.check()
+
     def leave(self) -> None:
         """Ask the node to say good-bye, without waiting for it."""
         self._leaving = True
+        self._member.lose("the pool is closed")
         self._put(Leave())
 
     def wait_left(self, timeout_s: float) -> None:
@@ -161,6 +194,7 @@ class NodeHandle:
     def kill(self) -> None:
         """End the process now."""
         self._leaving = True
+        self._member.lose("the pool is closed")
         if self._link:
             self._link.kill()
 
@@ -193,8 +227,11 @@ class NodeHandle:
                 self.ready.set_exception(revive(failure))
             case Left():
                 self._left.set()
-            case MemberLost(reason=reason):
-                self._on_member_lost(self, reason)
+            case MemberReady(name=name):
+                self._member.runs(name)
+            case MemberLost(name=name, reason=reason):
+                if self._member.lose(reason, name):
+                    self._on_member_lost(self, reason)
             case Printed():
                 self._print(message)
             case Returned(call=call, payload=payload):
@@ -240,6 +277,7 @@ class NodeHandle:
         with self._guard:
             ran, self._running = list(self._running.values()), {}
         asked, self._leaving = self._leaving, True
+        self._member.lose(f"{self.name} ended with {code}")
         if not self.ready.done():
             self.ready.set_exception(PoolError(f"{self.name} ended with {code} while it was starting"))
         started = self.ready.exception() is None

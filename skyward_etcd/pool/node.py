@@ -10,11 +10,23 @@ import os
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from skyward_etcd.cluster.member import Member
 from skyward_etcd.pool.channel import Channel
-from skyward_etcd.pool.protocol import Leave, Left, MemberLost, NodeConfig, Ready, Unready
+from skyward_etcd.pool.protocol import (
+    Follow,
+    Leave,
+    Left,
+    MemberLost,
+    MemberReady,
+    NodeConfig,
+    Ready,
+    StartMember,
+    Unready,
+)
 
 __all__ = ["main"]
 
@@ -39,33 +51,74 @@ def main() -> None:
 class _Node:
     def __init__(self, channel: Channel, config: NodeConfig) -> None:
         self._channel = channel
+        self._start_s = config.start_s
         self._member = Member(config.etcd, config.member) if config.etcd and config.member else None
         if self._member:
             self._member.start()  # it takes its time, in which we import the rest
         _become(config)
         self._executor = _executor(channel, config)
         if self._member:
-            from skyward_etcd.pool.watch import watch
-
             self._member.wait_ready(config.start_s)
-            watch(self._member, start_s=config.start_s, on_lost=lambda reason: channel.send(MemberLost(reason)))
+            self._watch(self._member)
         self._session = _join(config)
+        _on_sigterm(self._go)
 
     def serve(self) -> None:
         """Do what the driver says until it hangs up. If it has died, the supervisors see to the rest."""
         asked_to_leave = False
         with contextlib.suppress(EOFError):
             while True:
-                message = self._channel.receive()
-                if isinstance(message, Leave):
-                    asked_to_leave = True
-                    self._say_good_bye()
-                else:
-                    self._executor.handle(message)
+                match message := self._channel.receive():
+                    case Leave():
+                        asked_to_leave = True
+                        self._say_good_bye()
+                    case Follow(endpoints=endpoints):
+                        if self._session:
+                            self._session.follow(endpoints)
+                        self._executor.follow(message)
+                    case StartMember(etcd=etcd, member=spec):
+                        self._start_member(Member(etcd, spec))
+                    case _:
+                        self._executor.handle(message)
         if self._member and asked_to_leave and self._member.spec.durable:
             # All members stop at once: without a majority none can hand over. Nothing acknowledged is off the disk.
             self._member.stop(timeout_s=1.0)
         os._exit(0)  # threads of functions that nobody waits for do not hold us
+
+    def _start_member(self, fresh: Member) -> None:
+        if self._member:
+            self._member.kill()
+        self._member = fresh
+        threading.Thread(target=self._run_member, args=(fresh,), name="fresh member", daemon=True).start()
+
+    def _run_member(self, fresh: Member) -> None:
+        try:
+            fresh.start()
+            fresh.wait_ready(self._start_s)
+        except Exception as error:  # noqa: BLE001  whatever it is, the driver is to know
+            fresh.kill()
+            self._channel.send(MemberLost(fresh.spec.name, str(error)))
+        else:
+            self._channel.send(MemberReady(fresh.spec.name))
+            self._watch(fresh)
+
+    def _watch(self, member: Member) -> None:
+        from skyward_etcd.pool.watch import watch
+
+        name, send = member.spec.name, self._channel.send
+        watch(member, start_s=self._start_s, on_lost=lambda reason: send(MemberLost(name, reason)))
+
+    def _go(self) -> None:
+        """End because somebody else says so, a spot notice for instance: first hand back, and let another lead."""
+        self._executor.close()
+        if self._session:
+            self._session.close()
+        if self._member:
+            from skyward_etcd.cluster.membership import hand_over
+
+            hand_over(self._member.spec.endpoint)
+            self._member.stop()
+        os._exit(128 + signal.SIGTERM)
 
     def _say_good_bye(self) -> None:
         self._executor.close()
@@ -95,6 +148,27 @@ def _become(config: NodeConfig) -> None:
     else:
         os.environ["PYTHONPATH"] = config.python_path
     runtime.install(config.info)
+
+
+def _on_sigterm(go: Callable[[], None]) -> None:
+    """Have ``go`` run on SIGTERM, in a thread: the main one may be waiting for what ``go`` needs."""
+
+    def told(*_: object) -> None:
+        threading.Thread(target=go, name="SIGTERM").start()
+
+    def hold_back() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def as_if_we_were_not_here() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        release()
+
+    signal.signal(signal.SIGTERM, told)
+    # A function may fork, and end its child. What came before the child's first step here would be lost in Python.
+    os.register_at_fork(before=hold_back, after_in_parent=release, after_in_child=as_if_we_were_not_here)
 
 
 def _executor(channel: Channel, config: NodeConfig) -> Any:

@@ -19,9 +19,11 @@ __all__ = [
     "Fed",
     "Feed",
     "FeedEnd",
+    "Follow",
     "Leave",
     "Left",
     "MemberLost",
+    "MemberReady",
     "NodeConfig",
     "Printed",
     "Raised",
@@ -29,6 +31,7 @@ __all__ = [
     "RemoteFailure",
     "Returned",
     "Run",
+    "StartMember",
     "Stop",
     "Streaming",
     "Unready",
@@ -47,7 +50,12 @@ WINDOW = 16
 class RemoteFailure:
     """An exception on its way to the caller: pickled if it can be, and in words."""
 
-    summary: str
+    module: str
+    kind: str
+    """The qualified name of its class."""
+    message: str
+    builtin: str
+    """The nearest of its bases that every Python has."""
     traceback: str
     where: str
     pickled: bytes | None = None
@@ -140,6 +148,21 @@ class Leave:
     """
 
 
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """The cluster's members have changed: these are their endpoints, the nearest first."""
+
+    endpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartMember:
+    """Run a fresh member, in the place of any that the node had before; say `MemberReady`, or `MemberLost`."""
+
+    etcd: Etcd
+    member: MemberSpec
+
+
 # --- node to driver ---
 
 
@@ -158,9 +181,17 @@ class Unready:
 
 
 @dataclass(frozen=True, slots=True)
-class MemberLost:
-    """The node's member has died and cannot be started again; the node itself goes on."""
+class MemberReady:
+    """The fresh member runs."""
 
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberLost:
+    """The node's member has died, or did not start, and is not started again; the node itself goes on."""
+
+    name: str
     reason: str
 
 

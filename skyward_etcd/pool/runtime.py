@@ -11,9 +11,10 @@ import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
 
+from skyward_etcd import config
 from skyward_etcd.errors import NotConnected
 from skyward_etcd.pool.function import rewrapped
 from skyward_etcd.pool.output import StreamName, redirected
@@ -107,8 +108,18 @@ class InstanceInfo:
 
     @classmethod
     def current(cls) -> InstanceInfo | None:
-        """Return this node's information, or None outside a pool."""
-        return _HERE[0] if _HERE else None
+        """Return this node's information, or None outside a pool.
+
+        A process that is no node itself is told by ``COMPUTE_POOL``: Skyward's workers are, and programs that a
+        function starts.
+
+        Raises:
+            ValueError: ``COMPUTE_POOL`` is not what Skyward writes.
+        """
+        if _HERE:
+            return _HERE[0]
+        told = config.compute_pool()
+        return _parsed(told) if told else None
 
 
 def instance_info() -> InstanceInfo:
@@ -126,6 +137,15 @@ def instance_info() -> InstanceInfo:
 def is_head(info: InstanceInfo) -> bool:
     """Tell whether ``info`` is the pool's first worker: a predicate for ``stdout(only=…)``."""
     return info.is_head
+
+
+def _parsed(told: str) -> InstanceInfo:
+    """Read what Skyward writes; what a later version of it adds is left out."""
+    known = {one.name for one in fields(InstanceInfo)}
+    try:
+        return InstanceInfo(**{name: value for name, value in json.loads(told).items() if name in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"COMPUTE_POOL describes no node of a pool: {error}") from error
 
 
 def install(info: InstanceInfo) -> None:
@@ -246,6 +266,16 @@ def shard(
     and ``x_train, y_train, x_test, y_test`` of two. ``shuffle`` draws the same permutation on every node from ``seed``.
     ``drop_last`` gives every node the same number of items, as one block. Outside a pool, and without ``node`` and
     ``total_nodes``, the share is everything.
+
+    >>> @sky.function
+    ... def work(data: list[int]) -> list[int]:
+    ...     return sky.shard(data)
+    >>> with sky.Compute(nodes=2) as pool:
+    ...     work([0, 1, 2, 3, 4]) @ pool
+    [[0, 2, 4], [1, 3]]
+    >>> x, y = sky.shard([0, 1, 2, 3], "abcd", shuffle=True, seed=1, node=0, total_nodes=2)
+    >>> ["abcd"[one] for one in x] == y
+    True
 
     Raises:
         ValueError: no data, one of several has a length that no other has, or ``node`` is not among ``total_nodes``.

@@ -1,7 +1,7 @@
-"""A node's eye on its etcd member: one whose process dies while the node lives is started again from its disk.
+"""A node's eye on its etcd member, which may die while the node lives.
 
-A killed process loses nothing of what it wrote, synced or not; a lost machine would take the node along. Releases that
-lose acknowledged writes in a restart are not restarted: the driver is told, and decides.
+One that restarts from its disk is started again: a killed process loses nothing of what it wrote, synced or not. Of any
+other the driver is told, so that a fresh one can take its place.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from skyward_etcd.cluster.binary import Verdict, grade, spell
 from skyward_etcd.cluster.member import Member
 
 __all__ = ["watch"]
@@ -29,14 +28,12 @@ def watch(member: Member, *, start_s: float, on_lost: Callable[[str], None]) -> 
 
 
 def _watch(member: Member, start_s: float, on_lost: Callable[[str], None]) -> None:
-    members = len(member.spec.initial_cluster)
+    name = member.spec.name
     for _ in range(_RESTARTS):
         while member.alive:
             time.sleep(_EVERY_S)
-        verdict = grade(member.etcd.version, durable=True, members=members)
-        if verdict.verdict is Verdict.REFUSED:
-            release = spell(member.etcd.version)
-            on_lost(f"etcd member {member.spec.name} has died, and etcd {release} {verdict.reason}")
+        if not member.spec.restarts:
+            on_lost(f"etcd member {name} has died")
             return
         try:
             member.start()
@@ -44,5 +41,5 @@ def _watch(member: Member, start_s: float, on_lost: Callable[[str], None]) -> No
         except Exception as error:  # noqa: BLE001  whatever it is, the driver is to know
             on_lost(str(error))
             return
-        _log.warning("etcd member %s had died; it runs again from its disk", member.spec.name)
-    on_lost(f"etcd member {member.spec.name} has died {_RESTARTS} times; the end of its log:\n{member.log_tail()}")
+        _log.warning("etcd member %s had died; it runs again from its disk", name)
+    on_lost(f"etcd member {name} has died {_RESTARTS} times; the end of its log:\n{member.log_tail()}")

@@ -12,7 +12,17 @@ from dataclasses import replace
 from skyward_etcd.errors import NodeLost
 from skyward_etcd.pool.failure import capture
 from skyward_etcd.pool.link import Link, environment
-from skyward_etcd.pool.protocol import NodeConfig, Raised, Ready, RemoteFailure, Returned, Run, Stop, Unready
+from skyward_etcd.pool.protocol import (
+    Follow,
+    NodeConfig,
+    Raised,
+    Ready,
+    RemoteFailure,
+    Returned,
+    Run,
+    Stop,
+    Unready,
+)
 from skyward_etcd.pool.spec import Worker
 
 __all__ = ["ProcessExecutor"]
@@ -45,6 +55,13 @@ class ProcessExecutor:
             if isinstance(message, Stop) and message.force:
                 worker.abandon()
             else:
+                worker.pass_on(message)
+
+    def follow(self, message: Follow) -> None:
+        """Tell all workers, those to come too, where the cluster's members are now."""
+        with self._guard:
+            self._config = replace(self._config, endpoints=message.endpoints)
+            for worker in self._workers:
                 worker.pass_on(message)
 
     def close(self) -> None:

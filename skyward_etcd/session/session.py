@@ -114,6 +114,12 @@ class Session:
         self.joined_identity()
         return self
 
+    def follow(self, endpoints: Sequence[str]) -> None:
+        """Go on with these members of the cluster, which has changed. The first is asked while it answers."""
+        self.endpoints = tuple(endpoints)
+        self.wire.follow(self.endpoints)
+        self._streams.follow(self.endpoints)
+
     def close(self) -> None:
         """Give back the lease and all that hangs on it, and end the threads. May be called twice."""
         if self._closed:

@@ -37,6 +37,42 @@ def test_outside_a_pool_there_is_no_instance_info() -> None:
         instance_info()
 
 
+def test_a_worker_of_skywards_is_told_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPUTE_POOL", SKYWARDS)
+    info = instance_info()
+    assert (info.node, info.total_nodes, info.worker, info.workers_per_node) == (1, 4, 1, 2)
+    assert (info.global_worker_index, info.total_workers, info.is_head) == (3, 8, False)
+    assert (info.head_addr, info.head_port, info.job_id) == ("10.0.0.1", 29500, "job-7")
+    assert (info.accelerators, info.total_accelerators) == (2, 8)
+    assert info.accelerator == {"type": "A100", "count": 2, "is_trainium": False}
+    assert [peer.get("private_ip") for peer in info.peers] == ["10.0.0.1", "10.0.0.2"]
+    assert shard(list(range(8))) == [1, 5]
+
+
+SKYWARDS = """{"node": 1, "worker": 1, "total_nodes": 4, "workers_per_node": 2, "accelerators": 2.0,
+    "total_accelerators": 8.0, "head_addr": "10.0.0.1", "head_port": 29500, "job_id": "job-7",
+    "peers": [{"node": 0, "private_ip": "10.0.0.1"}, {"node": 1, "private_ip": "10.0.0.2"}],
+    "accelerator": {"type": "A100", "count": 2.0, "is_trainium": false}, "network": {}, "of a later version": 1}"""
+"""As Skyward 0.10 writes it."""
+
+
+def test_what_a_node_was_told_counts_more_than_its_environment(
+    as_node: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPUTE_POOL", SKYWARDS)
+    as_node(2)
+    assert instance_info().node == 2
+
+
+@pytest.mark.parametrize("told", ["nonsense", "[]", '{"node": 1}', "7"])
+def test_an_environment_that_describes_no_node_is_an_error(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPUTE_POOL", told)
+    with pytest.raises(ValueError, match="COMPUTE_POOL describes no node of a pool"):
+        instance_info()
+    monkeypatch.setenv("COMPUTE_POOL", "")
+    assert InstanceInfo.current() is None
+
+
 def test_workers_are_numbered_across_nodes() -> None:
     info = InstanceInfo(node=2, total_nodes=3, worker=1, workers_per_node=4)
     assert (info.global_worker_index, info.total_workers, info.is_head) == (9, 12, False)
