@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
-from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound
+from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound, OutcomeUnknown, Unavailable
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, txn_repeatable
-from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Watch, Watching
+from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
 from skyward_etcd.session.session import Session
@@ -53,6 +53,7 @@ class Barrier(Collection):
 
         Raises:
             BrokenBarrier: a participant timed out (this one included), left, or died.
+            Unavailable: nobody answered in time; the generation is broken for the others too.
         """
         return self._run(self._wait(timeout))
 
@@ -80,8 +81,8 @@ class Barrier(Collection):
 
     def _wait(self, timeout: float | None) -> Operation[int]:
         check_timeout(timeout)
+        deadline: float | None = yield Deadline(timeout)
         yield from agree(self._session, self.kind, self.name, {"n": self.n})
-        deadline = None if timeout is None else (yield Now()) + timeout
         sessions = self._session.layout.sessions
         # Both are live before we arrive: neither the opening nor a death can go unnoticed.
         gate: _Gate | None = None
@@ -111,8 +112,8 @@ class Barrier(Collection):
 
     def _arrive(self) -> Operation[tuple[_Gate, int]]:
         """Put our arrival under the current generation. Return its gate, and how many had arrived before us."""
+        gate = self._known_gate()
         while True:
-            gate = self._known_gate()
             identity: Identity = yield Identify()
             arrivals = self._arrivals(gate)
             mine = arrivals + f"{identity.id}.{identity.serial():09d}".encode()
@@ -130,8 +131,10 @@ class Barrier(Collection):
                 )
             except LeaseNotFound:
                 continue
+            except OutcomeUnknown as error:  # of our arrival, which breaks the generation if it is there
+                raise Unavailable(f"{self._what}: could not be waited for: {error}") from error
             if outcome.taken is None:
-                yield from self._read_gate()
+                gate = yield from self._read_gate()
                 continue
             there = yield from self._there(gate, outcome)
             before = [key for _, key in sorted((other.create_revision, other.key) for other in there)]
@@ -208,12 +211,17 @@ class Barrier(Collection):
         return kv.put(self._gate_key, to.text()), kv.delete(arrivals, kv.prefix_end(arrivals))
 
     def _reset(self) -> Operation[None]:
-        if (yield from self._waiting()):
-            yield from self._break(self._known_gate())
+        yield from agree(self._session, self.kind, self.name, {"n": self.n})
+        gate = yield from self._read_gate()
+        if (yield from self._count(gate)):
+            yield from self._break(gate)
 
     def _waiting(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name, {"n": self.n})
-        arrivals = self._arrivals((yield from self._read_gate()))
+        return (yield from self._count((yield from self._read_gate())))
+
+    def _count(self, gate: _Gate) -> Operation[int]:
+        arrivals = self._arrivals(gate)
         request = kv.read(arrivals, kv.prefix_end(arrivals), count_only=True)
         return (yield from range_(request, seen=0)).count
 

@@ -7,7 +7,6 @@ the release only at the server's next round, up to 100 ms later.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -15,16 +14,19 @@ from functools import partial
 from types import TracebackType
 
 from skyward_etcd.collections.base import Collection, check_timeout
-from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld
+from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown, Unavailable
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import delete_repeatable, once, range_
-from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Renounce, Watch
+from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Renounce, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, prove
 from skyward_etcd.session import caller
 from skyward_etcd.session.session import Session
+from skyward_etcd.session.signals import Mutex
 
 __all__ = ["Hold", "Lock"]
+
+_HOLDS = Mutex()
 
 
 class Lock(Collection):
@@ -53,6 +55,7 @@ class Lock(Collection):
 
         Raises:
             LockTimeout: it was not to be had in time. The caller does not have it, and will not get it later.
+            Unavailable: likewise, because nobody answered: 3 s after the time is over at the latest.
         """
         return self._run(self._acquire(timeout, caller.thread()))
 
@@ -101,8 +104,8 @@ class Lock(Collection):
 
     def _acquire(self, timeout: float | None, who: caller.Caller) -> Operation[Hold]:
         timeout = check_timeout(self.timeout if timeout is None else timeout)
+        deadline: float | None = yield Deadline(timeout)
         yield from agree(self._session, self.kind, self.name)
-        deadline = None if timeout is None else (yield Now()) + timeout
         while True:
             identity: Identity = yield Identify()
             key = self._prefix + f"{identity.id}-{identity.serial()}".encode()
@@ -113,9 +116,12 @@ class Lock(Collection):
                     yield Renounce(identity)  # our key is gone with the lease: queue up again, at the end
                     continue
                 yield Later(partial(delete_repeatable, key))
+                if isinstance(error, OutcomeUnknown):  # of our place in the line, which is given up whatever it was
+                    raise Unavailable(f"{self._what}: not acquired: {error}") from error
                 raise
             hold = Hold(self._what, identity, key, token, who=who, session=self._session, release=self._release)
-            self._holds().append(hold)
+            with _HOLDS:
+                self._session.kept[self._prefix] = (*self._holds(), hold)
             return hold
 
     def _contend(self, identity: Identity, key: bytes, deadline: float | None) -> Operation[int]:
@@ -171,8 +177,12 @@ class Lock(Collection):
         if hold.is_released or hold.pid != os.getpid():
             raise NotHeld(f"{self._what}: this hold was released before, or is the parent process's")
         hold.is_released = True
-        with contextlib.suppress(ValueError):
-            self._holds().remove(hold)
+        with _HOLDS:
+            left = tuple(other for other in self._holds() if other is not hold)
+            if left:
+                self._session.kept[self._prefix] = left
+            else:
+                self._session.kept.pop(self._prefix, None)
         request = kv.txn((kv.created_at(hold.key, hold.token),), (kv.delete(hold.key),))
         try:
             reply, doubt = yield from once(request, request, what=self._what)
@@ -195,8 +205,9 @@ class Lock(Collection):
             )
         return (mine or left)[-1]
 
-    def _holds(self) -> list[Hold]:
-        holds: list[Hold] = self._session.notes.setdefault(self._prefix, [])
+    def _holds(self) -> tuple[Hold, ...]:
+        """Return what this process holds of the lock: it is noted as long as that."""
+        holds: tuple[Hold, ...] = self._session.kept.get(self._prefix, ())
         return holds
 
     def _who(self) -> bytes:

@@ -8,18 +8,20 @@ one page only, and removes the first item that is left in one transaction, howev
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
 from skyward_etcd.errors import OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, recall
-from skyward_etcd.ops.effects import Await, Identify, Identity, Later, Now, Operation, Watch, Watching
+from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
+
+T = TypeVar("T")
 
 __all__ = ["Queue"]
 
@@ -88,6 +90,7 @@ class Queue(Collection):
 
         Raises:
             OutcomeUnknown: the answer was lost, and which item was taken is no longer known.
+            Unavailable: nobody answered: 3 s after the time is over at the latest.
         """
         found = self._run(self._get(1, timeout))
         return found[0] if found else default
@@ -190,11 +193,11 @@ class Queue(Collection):
     # ---- the algorithms: getting
 
     def _get(self, n: int, timeout: float | None) -> Operation[list[Any]]:
-        check_timeout(timeout)
+        deadline: float | None = yield Deadline(check_timeout(timeout))
         yield from agree(self._session, self.kind, self.name)
         found = yield from self._take(n)
         if not found and timeout != 0:
-            found = yield from self._wait(n, timeout)
+            found = yield from self._wait(n, deadline)
         try:
             while found and len(found) < n:
                 more = yield from self._take(n - len(found))
@@ -208,9 +211,8 @@ class Queue(Collection):
             raise
         return found
 
-    def _wait(self, n: int, timeout: float | None) -> Operation[list[Any]]:
+    def _wait(self, n: int, deadline: float | None) -> Operation[list[Any]]:
         """Wait for items. A watch that is live *before* the queue is looked at again misses none."""
-        deadline = None if timeout is None else (yield Now()) + timeout
         items = self._prefix + b"items/"
         watching: Watching = yield Watch(items, kv.prefix_end(items), hand_out=True)
         events: Sequence[kv.Event] = ()
@@ -389,12 +391,17 @@ class Queue(Collection):
         return self._session.codec.encode(value, key=self._prefix, what=self._what)
 
     def _tail(self) -> _Tail:
-        notes = self._session.notes
-        return notes.get((self._prefix, "tail")) or notes.setdefault((self._prefix, "tail"), _Tail())  # type: ignore[no-any-return]
+        return self._noted("tail", _Tail)
 
     def _head(self) -> _Head:
-        notes = self._session.notes
-        return notes.get((self._prefix, "head")) or notes.setdefault((self._prefix, "head"), _Head())  # type: ignore[no-any-return]
+        return self._noted("head", _Head)
+
+    def _noted(self, what: str, make: Callable[[], T]) -> T:
+        notes, key = self._session.notes, (self._prefix, what)
+        found: T | None = notes.get(key)
+        if found is None:
+            found = notes[key] = make()
+        return found
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 from skyward_etcd.errors import SkywardEtcdError
 from skyward_etcd.ops.codec import Codec
 from skyward_etcd.ops.layout import Layout
+from skyward_etcd.ops.notes import Notes
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import Method
 
@@ -49,7 +50,7 @@ class Watch:
     range_end: bytes = b""
     start: int = 0
     hand_out: bool = False
-    """Each event to one of the process's watchers, in the order in which they came, instead of to all."""
+    """Each put to one of the process's watchers, in the order in which they came, instead of to all; no deletions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,17 @@ class Await:
 @dataclass(frozen=True, slots=True)
 class Now:
     """The result is a monotonic clock's reading, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Say how long the caller is willing to wait. The result is that moment, on `Now`'s clock; ``None``: never.
+
+    From here on the operation goes on for no longer than that and one request: what is not answered by then is not
+    sent again, and no watch or identity is waited for.
+    """
+
+    timeout: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +100,7 @@ class Later:
     """Makes a new operation for each try."""
 
 
-Effect = Call | Backoff | Watch | Await | Now | Identify | Renounce | Later
+Effect = Call | Backoff | Watch | Await | Now | Deadline | Identify | Renounce | Later
 
 Operation = Generator[Effect, Any, T]
 
@@ -116,6 +128,9 @@ class Watching(Signal, Protocol):
         """Return the events since the last call, oldest first, and clear the signal.
 
         An empty list after a wait means that events may have been missed: read the state again.
+
+        Raises:
+            EtcdError: etcd refuses the watch, by now.
         """
         ...
 
@@ -135,8 +150,10 @@ class Mind(Protocol):
     codec: Codec
     seen: int
     """The highest revision it has seen or written."""
-    notes: dict[Any, Any]
-    """What collections remember while this process lasts."""
+    notes: Notes
+    """What collections remember to save a round trip: it may be forgotten at any time."""
+    kept: dict[Any, Any]
+    """What collections must not forget while this process lasts. Who puts something in takes it out."""
 
 
 class Slot(Protocol):

@@ -29,7 +29,7 @@ def agree(mind: Mind, kind: Kind, name: str, settings: Mapping[str, int] | None 
     """
     expected = {"kind": kind, "format": _FORMAT, **(settings or {})}
     agreed = ("agreed", kind, name, *sorted((settings or {}).items()))
-    if agreed in mind.notes:
+    if mind.notes.get(agreed):
         return
     keys = {other: mind.layout.meta(other, name) for other in KINDS}
     # Nested, so that it is no read-only transaction: etcd before 3.4.20 and 3.5.5 panics when the client of one goes

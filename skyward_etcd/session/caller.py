@@ -50,6 +50,7 @@ class Line:
 
 
 THREADS = Line()
+_MUTEX = threading.Lock()
 _LOOPS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = weakref.WeakKeyDictionary()
 
 
@@ -64,6 +65,7 @@ def line_of_loop() -> Line:
         return THREADS
     line = _LOOPS.get(loop)
     if line is None:
-        ended = next((other for other in _LOOPS if other.is_closed()), None)
-        line = _LOOPS[loop] = _LOOPS.pop(ended) if ended is not None else Line()
+        with _MUTEX:  # loops of other threads come at the same time
+            ended = next((other for other in _LOOPS if other.is_closed()), None)
+            line = _LOOPS[loop] = _LOOPS.pop(ended) if ended is not None else Line()
     return line

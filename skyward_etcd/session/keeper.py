@@ -84,10 +84,7 @@ class Keeper:
         if identity is not None:
             identity.valid_until = 0.0
             identity.lost.set()
-            try:
-                self._call(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=identity.lease))
-            except SkywardEtcdError as error:
-                log.debug("lease %s not revoked, it ends by itself: %s", identity.id, error)
+            self._give_back(identity)
 
     def _run(self) -> None:
         failures = 0
@@ -126,16 +123,25 @@ class Keeper:
         identity = Identity(grant.ID, self._layout.slot)
         identity.valid_until = sent + grant.TTL
         who = {"node": self._node, "pid": os.getpid(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        self._call(
-            PUT,
-            pb.PutRequest(key=self._layout.session(identity.id), value=json.dumps(who).encode(), lease=identity.lease),
+        entry = pb.PutRequest(
+            key=self._layout.session(identity.id), value=json.dumps(who).encode(), lease=identity.lease
         )
-        with self._lock:
-            if self._closed:
-                return
-            self.identity = identity
-            self.error = None
-            self.ready.set()
+        try:
+            self._call(PUT, entry)
+            with self._lock:
+                if not self._closed:
+                    self.identity = identity
+                    self.error = None
+                    self.ready.set()
+        finally:
+            if self._closed and self.identity is None:  # by somebody who did not know of this lease
+                self._give_back(identity)
+
+    def _give_back(self, identity: Identity) -> None:
+        try:
+            self._call(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=identity.lease))
+        except SkywardEtcdError as error:
+            log.debug("lease %s not revoked, it ends by itself: %s", identity.id, error)
 
     def _renew(self, identity: Identity, *, check: bool) -> None:
         sent = time.monotonic()

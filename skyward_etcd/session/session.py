@@ -22,6 +22,7 @@ from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
 from skyward_etcd.ops.codec import Codec
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.layout import Layout
+from skyward_etcd.ops.notes import Notes
 from skyward_etcd.session import runner
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.janitor import Janitor
@@ -82,18 +83,22 @@ class Session:
     def _start_afresh(self) -> None:
         self.seen = 0
         """The highest revision this session has seen or written."""
-        self.notes: dict[Any, Any] = {}
-        """What collections remember while this process lasts."""
+        self.notes = Notes()
+        """What collections remember to save a round trip: bounded, and forgotten without harm."""
+        self.kept: dict[Any, Any] = {}
+        """What collections must not forget. Who puts something in takes it out."""
         self._seen_lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
+        self._exits_in = 0
+        """The thread that ends the interpreter, and with it this session."""
         self.wire = Wire(self.endpoints, tls=self._tls, login=self._login)
         # Streams have connections of their own: a large reply must not hold up a renewal or an event.
         self._streams = Wire(self.endpoints, tls=self._tls, login=self._login)
         self._keeper = Keeper(
             self._streams, self.layout, ttl_s=self.limits.ttl_s, call_s=self.limits.call_s, node=self.node
         )
-        self.hub = WatchHub(self._streams, self.saw)
+        self.hub = WatchHub(self._streams, self)
         self._janitor = Janitor(lambda operation: runner.run(self, operation), self._give_up_identity)
 
     def open(self) -> Self:
@@ -156,18 +161,35 @@ class Session:
 
     def run(self, operation: Operation[T]) -> T:
         """Drive an operation to its end, blocking this thread."""
-        self.check_open()
-        return runner.run(self, operation)
+        try:
+            self.check_open()
+            return runner.run(self, operation)
+        except SkywardEtcdError:
+            if self._is_left_behind():
+                raise SystemExit from None  # which ends a thread without a word
+            raise
 
     async def run_async(self, operation: Operation[T]) -> T:
         """`run`, without blocking the event loop."""
-        self.check_open()
-        return await runner.run_async(self, operation)
+        try:
+            self.check_open()
+            return await runner.run_async(self, operation)
+        except SkywardEtcdError:
+            if self._is_left_behind():
+                await asyncio.get_running_loop().create_future()  # its loop's thread is about to be stopped
+            raise
 
     def check_open(self) -> None:
         """Raise `NotConnected` if the session is closed."""
         if self._closed:
             raise NotConnected("the session is closed: open another with connect() or Compute()")
+
+    def _is_left_behind(self) -> bool:
+        """Tell whether the interpreter ends under this thread: a daemon, which nobody waits for.
+
+        Its waits cannot succeed any more, but that is no failure of the program, which ends as it was told to.
+        """
+        return self._exits_in not in (0, threading.get_ident())
 
     # What the runners need:
 
@@ -223,6 +245,7 @@ class Session:
     def close_at_exit(self) -> None:
         """Close without complaint: the interpreter is going."""
         if self._pid == os.getpid():
+            self._exits_in = threading.get_ident()
             with contextlib.suppress(SkywardEtcdError):
                 self.close()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,21 @@ from skyward_etcd.errors import (
     Unavailable,
 )
 from skyward_etcd.ops.codec import Codec
-from skyward_etcd.ops.effects import Await, Backoff, Call, Effect, Identify, Later, Now, Operation, Renounce, Watch
+from skyward_etcd.ops.effects import (
+    Await,
+    Backoff,
+    Call,
+    Deadline,
+    Effect,
+    Identify,
+    Later,
+    Now,
+    Operation,
+    Renounce,
+    Watch,
+)
 from skyward_etcd.ops.layout import Layout
+from skyward_etcd.ops.notes import Notes
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.session import Session
 from skyward_etcd.session.signals import Signal
@@ -265,6 +279,8 @@ class Task:
         self.result: Any = None
         self.error: BaseException | None = None
         self.is_pending = True
+        self.opening: Watching | None = None
+        """A watch that is not confirmed yet: closed if the task does not wait for that."""
         self._simulation = simulation
         self._program = program
         self._turn = 0
@@ -273,6 +289,14 @@ class Task:
     def cancel(self) -> None:
         """Throw `Cancelled` into the program, at whatever it waits for."""
         self._simulation.soon(self.resumer(error=Cancelled()))
+
+    def answer(self, reply: Any) -> None:
+        """Let the program go on with what it asked for."""
+        self.resumer(reply)()
+
+    def fail(self, error: SkywardEtcdError) -> None:
+        """Let the program go on with an error."""
+        self.resumer(error=error)()
 
     def resumer(self, result: Any = None, error: BaseException | None = None) -> Callable[[], None]:
         """Return what lets the program go on, if it still waits for the same thing then."""
@@ -291,6 +315,9 @@ class Task:
 
     def _step(self, result: Any, error: BaseException | None) -> None:
         self._turn += 1
+        opening, self.opening = self.opening, None
+        if opening is not None and error is not None:
+            opening.close()
         try:
             effect = self._program.throw(error) if error is not None else self._program.send(result)
         except StopIteration as stop:
@@ -298,8 +325,9 @@ class Task:
         except (Exception, Cancelled, Died) as raised:  # noqa: BLE001 - it is the program's, and reported as such
             self.error, self.is_pending = raised, False
         else:
-            self._effect = effect
-            self.process.perform(effect, self)
+            bounded = effect if isinstance(effect, _Bounded) else _Bounded(effect, math.inf)
+            self._effect = bounded.effect
+            self.process.perform(bounded.effect, self, bounded.ends)
 
     def abandon(self) -> None:
         """End the program of a dead process; nothing that it asks for is done."""
@@ -322,12 +350,14 @@ class Process:
         self.layout = Layout("sim")
         self.codec = Codec()
         self.seen = 0
-        self.notes: dict[Any, Any] = {}
+        self.notes = Notes()
+        self.kept: dict[Any, Any] = {}
         self.identity: Identity | None = None
         self.is_alive = True
         self.paused_until = 0.0
         self.stream = _Stream(simulation, self)
-        self.watches = Watches(self.saw, self.stream.send)
+        self.watches = Watches(self)
+        self.watches.travel_on(self.stream.send)
         self._simulation = simulation
         self._lease_ends = 0.0
         self._joined = Signal()
@@ -370,22 +400,24 @@ class Process:
 
     # ---- what its tasks ask for
 
-    def perform(self, effect: Effect, task: Task) -> None:
-        """Do what a task asks for, and let it go on then."""
+    def perform(self, effect: Effect, task: Task, ends: float) -> None:
+        """Do what a task asks for, by a certain moment, and let it go on then."""
         simulation = self._simulation
         match effect:
             case Call():
-                self._send(effect, lambda reply: task.resumer(reply)(), lambda error: task.resumer(error=error)())
+                self._send(effect, task.answer, task.fail, ends)
             case Await(deadline, signals):
                 self._wait(signals, deadline, task)
             case Watch(key, range_end, start, hand_out):
-                self._watch(self.watches.open(key, range_end, start=start, hand_out=hand_out), task)
+                self._watch(self.watches.open(key, range_end, start=start, hand_out=hand_out), task, ends)
             case Identify():
                 self._identify(task)
             case Backoff(attempt, since, error):
                 pause = simulation.rng.uniform(0.0, min(2.0, 0.05 * 2 ** (attempt - 2)))
-                over = simulation.now + pause > since + _LIMITS.operation_s
+                over = simulation.now + pause > min(since + _LIMITS.operation_s, ends)
                 simulation.after(0.0 if over else pause, task.resumer(error=error if over else None))
+            case Deadline(timeout):
+                simulation.after(0.0, task.resumer(None if timeout is None else simulation.now + timeout))
             case Now():
                 simulation.after(0.0, task.resumer(simulation.now))
             case Later(make):
@@ -409,10 +441,13 @@ class Process:
         if deadline is not None:
             simulation.after(max(0.0, deadline - simulation.now), task.resumer(result=False))
 
-    def _watch(self, watching: Watching, task: Task) -> None:
-        resume = task.resumer(watching)
-        if not watching.live.arm(lambda: self._simulation.soon(resume)):
-            self._simulation.soon(resume)
+    def _watch(self, watching: Watching, task: Task, ends: float) -> None:
+        simulation, resume = self._simulation, task.resumer(watching)
+        give_up = task.resumer(error=Unavailable("no member confirmed a watch", maybe_applied=False))
+        task.opening = watching
+        if not watching.live.arm(lambda: simulation.soon(resume)):
+            simulation.soon(resume)
+        simulation.after(max(0.0, min(_LIMITS.operation_s, ends - simulation.now)), give_up)
 
     def _identify(self, task: Task) -> None:
         if self.identity is not None:
@@ -426,27 +461,39 @@ class Process:
         if not self._joined.arm(lambda: self._simulation.soon(look)):
             self._simulation.soon(look)
 
-    def _send(self, call: Call, answer: Callable[[Any], None], fail: Callable[[SkywardEtcdError], None]) -> None:
+    def _send(
+        self, call: Call, answer: Callable[[Any], None], fail: Callable[[SkywardEtcdError], None], ends: float
+    ) -> None:
         simulation, faults = self._simulation, self._simulation.faults
         timed_out = Unavailable("no answer in time")
         fate = simulation.rng.random()
+        limit = min(_LIMITS.call_s, ends - simulation.now)
+        if limit <= 0:
+            simulation.after(0.0, lambda: fail(Unavailable("the time is over", maybe_applied=False)))
+            return
         apply = lambda: _quietly(lambda: self._apply(call))  # noqa: E731
         if (fate := fate - faults.refused) < 0:
             refused = Unavailable("nobody is there", maybe_applied=False)
             simulation.after(simulation.transit_s(), lambda: fail(refused))
         elif (fate := fate - faults.lost_request) < 0:
-            simulation.after(_LIMITS.call_s, lambda: fail(timed_out))
+            simulation.after(limit, lambda: fail(timed_out))
         elif (fate := fate - faults.late_request) < 0:
             simulation.after(simulation.rng.uniform(0.0, 3 * _LIMITS.call_s), apply)
-            simulation.after(simulation.rng.uniform(0.0, _LIMITS.call_s), lambda: fail(timed_out))
+            simulation.after(simulation.rng.uniform(0.0, limit), lambda: fail(timed_out))
         elif fate - faults.lost_reply < 0:
             simulation.after(simulation.transit_s(), apply)
-            simulation.after(simulation.rng.choice((0.6, _LIMITS.call_s)), lambda: fail(timed_out))
+            simulation.after(min(simulation.rng.choice((0.6, _LIMITS.call_s)), limit), lambda: fail(timed_out))
         else:
-            simulation.after(simulation.transit_s(), lambda: self._arrive(call, answer, fail))
+            there, back = simulation.transit_s(), simulation.transit_s()
+            if there + back > limit:
+                simulation.after(there, apply)
+                simulation.after(limit, lambda: fail(timed_out))
+            else:
+                simulation.after(there, lambda: self._arrive(call, answer, fail, back))
 
-    def _arrive(self, call: Call, answer: Callable[[Any], None], fail: Callable[[SkywardEtcdError], None]) -> None:
-        back = self._simulation.transit_s()
+    def _arrive(
+        self, call: Call, answer: Callable[[Any], None], fail: Callable[[SkywardEtcdError], None], back: float
+    ) -> None:
         try:
             reply = self._apply(call)
         except SkywardEtcdError as error:
@@ -534,6 +581,8 @@ class _Stream:
         self._watched: dict[int, pb.WatchCreateRequest] = {}
         self._ids: set[int] = set()
         """Taken on this stream, by watches that a compaction has ended too."""
+        self._behind: dict[int, pb.WatchCreateRequest] = {}
+        """From a past revision: they wait for etcd's next round, which comes each 100 ms."""
 
     def send(self, request: pb.WatchRequest) -> None:
         """Carry a request to etcd."""
@@ -546,7 +595,7 @@ class _Stream:
     def tell(self, revision: int, events: Sequence[pb.Event]) -> None:
         """Etcd tells what has happened."""
         for number, watch in self._watched.items():
-            told = [event for event in events if _covers(watch, event.kv.key)]
+            told = _told(watch, events)
             if told:
                 self._deliver(_response(revision, number, events=told))
 
@@ -554,13 +603,14 @@ class _Stream:
         """Lose the stream; the process opens another after a pause."""
         self._epoch += 1
         self._watched.clear()
+        self._behind.clear()
         self._ids.clear()
+        self._process.watches.stand_still()
         epoch = self._epoch
 
         def reopen() -> None:
             if epoch == self._epoch and self._process.is_alive:
-                for request in self._process.watches.requests():
-                    self.send(request)
+                self._process.watches.travel_on(self.send)
 
         self._simulation.after(self._simulation.rng.uniform(0.0, 4.0), reopen)
 
@@ -568,22 +618,36 @@ class _Stream:
         etcd = self._simulation.etcd
         if request.HasField("cancel_request"):
             self._watched.pop(request.cancel_request.watch_id, None)
+            self._behind.pop(request.cancel_request.watch_id, None)
             self._ids.discard(request.cancel_request.watch_id)
             return
         create = request.create_request
         if create.watch_id in self._ids:
-            return  # refused as a duplicate, under no id
+            self._deliver(_response(etcd.revision, -1, created=True, refused="duplicate watch ID"))
+            return
         self._ids.add(create.watch_id)
-        past: list[pb.Event] = []
-        if create.start_revision:
-            try:
-                past = etcd.events(create.key, create.range_end, create.start_revision)
-            except Compacted:
-                self._deliver(_response(etcd.revision, create.watch_id, created=True))
-                self._deliver(_response(etcd.revision, create.watch_id, compacted=etcd.compacted))
-                return
-        self._watched[create.watch_id] = create
         self._deliver(_response(etcd.revision, create.watch_id, created=True))
+        if 0 < create.start_revision <= etcd.revision:
+            self._behind[create.watch_id] = create
+            epoch = self._epoch
+            self._simulation.after(
+                self._simulation.rng.uniform(0.0, 0.1), lambda: self._catch_up(create) if epoch == self._epoch else None
+            )
+        else:
+            self._watched[create.watch_id] = create
+
+    def _catch_up(self, create: pb.WatchCreateRequest) -> None:
+        """Tell a watch of the past, if it is still wanted, and still known."""
+        if self._behind.get(create.watch_id) is not create:
+            return
+        del self._behind[create.watch_id]
+        etcd = self._simulation.etcd
+        try:
+            past = _told(create, etcd.events(create.key, create.range_end, create.start_revision))
+        except Compacted:
+            self._deliver(_response(0, create.watch_id, compacted=etcd.compacted))
+            return
+        self._watched[create.watch_id] = create
         if past:
             self._deliver(_response(etcd.revision, create.watch_id, events=past))
 
@@ -619,8 +683,31 @@ class _Driven:
     def __init__(self, operation: Operation[Any]) -> None:
         self._operation = operation
 
-    def __await__(self) -> Generator[Effect, Any, Any]:
-        return (yield from self._operation)
+    def __await__(self) -> Generator[_Bounded, Any, Any]:
+        given: Any = None
+        error: BaseException | None = None
+        ends = math.inf
+        while True:
+            try:
+                effect = self._operation.send(given) if error is None else self._operation.throw(error)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                given = yield _Bounded(effect, ends)
+            except BaseException as thrown:  # noqa: BLE001 - it goes on to the operation, which cleans up
+                error = thrown
+            else:
+                error = None
+                if isinstance(effect, Deadline):
+                    ends = math.inf if given is None else given + _LIMITS.call_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounded:
+    """An effect, and the moment by which it has to have happened."""
+
+    effect: Effect
+    ends: float
 
 
 def _response(
@@ -629,16 +716,24 @@ def _response(
     *,
     created: bool = False,
     compacted: int = 0,
+    refused: str = "",
     events: Sequence[pb.Event] = (),
 ) -> pb.WatchResponse:
     return pb.WatchResponse(
         header=pb.ResponseHeader(revision=revision),
         watch_id=watch_id,
         created=created,
-        canceled=bool(compacted),
+        canceled=bool(compacted or refused),
         compact_revision=compacted,
+        cancel_reason=refused,
         events=events,
     )
+
+
+def _told(watch: pb.WatchCreateRequest, events: Sequence[pb.Event]) -> list[pb.Event]:
+    """Return those events that a watch is about."""
+    kinds = (pb.Event.PUT,) if pb.WatchCreateRequest.NODELETE in watch.filters else (pb.Event.PUT, pb.Event.DELETE)
+    return [event for event in events if event.type in kinds and _covers(watch, event.kv.key)]
 
 
 def _covers(watch: pb.WatchCreateRequest, key: bytes) -> bool:

@@ -111,16 +111,17 @@ class Wire:
     def stream(self, method: Method[Any, Any], *, require_leader: bool = False) -> Stream:
         """Open a two-way stream at the preferred endpoint; blocking. It lasts until it is cancelled or breaks.
 
-        ``require_leader`` ends it when the member has lost its leader.
+        ``require_leader`` ends it when the member has lost its leader. Who signs on does so anew for each stream: what
+        a stream asks for is checked against the token that it began with.
 
         Raises:
             Unavailable: no connection; the next call goes to the next endpoint.
         """
         endpoint = self._order[0]
         channel = self._channels.get(endpoint) or self._open(endpoint)
-        token = self._token
+        token: Metadata = ()
         try:
-            if self._login and not token:
+            if self._login:
                 asked = self._login_request()
                 token = self._signed_on(channel.call(AUTHENTICATE.path, asked, timeout_s=_OPENING_S))
             raw = channel.stream(
@@ -153,9 +154,10 @@ class Wire:
         for channel in left:
             channel.close()
 
-    def sign_on_again(self) -> None:
-        """Ask for a new token before the next call: etcd has refused this one where a call does not show it."""
-        self._token = ()
+    @property
+    def signs_on(self) -> bool:
+        """Whether calls go with a token of a user's."""
+        return self._login is not None
 
     def close(self) -> None:
         """Close the channels, for good, those of event loops too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 import threading
@@ -33,8 +34,6 @@ from tests.integration.helpers import (
     until,
     watchers,
 )
-
-pytestmark = pytest.mark.slow  # one of them fails now and then: a watch that missed what was compacted
 
 
 async def use_everything(sky: Connection, calls: Calls) -> None:
@@ -78,14 +77,48 @@ def _is_of(thread: threading.Thread, session: Session) -> bool:
     return thread in (session._keeper._thread, session.hub._thread) and thread.is_alive()
 
 
-def test_a_session_closed_as_it_opens_leaves_nothing(one_member: LocalCluster) -> None:
-    """Closed at every step of the way to its lease."""
-    for number in range(20):
-        session = Session(one_member.endpoints, namespace="closed as it opens")
-        session.join()
-        time.sleep(0.0005 * number)
+@pytest.mark.parametrize("step", range(4), ids=["before it asks", "granted", "before it says so", "there"])
+def test_a_session_closed_as_it_opens_leaves_nothing(one_member: LocalCluster, step: int) -> None:
+    session = Session(one_member.endpoints, namespace="closed as it opens")
+    before = leases(one_member)
+    is_closed = close_at(session, step)
+    session.join()
+    assert is_closed.wait(10)
+    assert keys_under(session, "sessions/") == []
+    assert leases(one_member) <= before
+
+
+def close_at(session: Session, step: int) -> threading.Event:
+    """Have the session closed when it comes to a step on the way to its lease; the event tells that it is done."""
+    keeper, steps, is_closed = session._keeper, itertools.count(), threading.Event()
+    call = keeper._call
+
+    def close() -> None:
         session.close()
-        assert keys_under(session, "sessions/") == []
+        is_closed.set()
+
+    def maybe_close() -> None:
+        if next(steps) == step:
+            threading.Thread(target=close, daemon=True).start()
+            while not keeper._closed:
+                time.sleep(0.001)
+
+    def call_and_close(method: Any, request: Any) -> Any:
+        maybe_close()
+        reply = call(method, request)
+        maybe_close()
+        return reply
+
+    keeper._call = call_and_close  # type: ignore[method-assign]
+    return is_closed
+
+
+def leases(cluster: LocalCluster) -> set[int]:
+    """Return all leases of a cluster."""
+    wire = Wire(cluster.endpoints)
+    found = wire.call(methods.LEASE_LEASES, pb.LeaseLeasesRequest(), timeout_s=3).leases
+    wire.close()
+    return {lease.ID for lease in found}
 
 
 def test_it_says_who_is_there(solo: Connection) -> None:
@@ -191,7 +224,7 @@ async def test_a_broken_stream_hides_nothing(solo: Connection, another: Opener, 
     hub = solo._session().hub
     for number in range(5):
         waiting = asyncio.ensure_future(calls(solo.queue("q")).get(timeout=20))
-        await until(lambda: watchers(solo) == 1)
+        await until(lambda: watchers(solo) == 1 and _is_live(solo))
         assert hub._stream is not None
         hub._stream.cancel()
         await producer.queue("q").put_async(number)
@@ -201,25 +234,32 @@ async def test_a_broken_stream_hides_nothing(solo: Connection, another: Opener, 
 async def test_a_stream_that_missed_what_is_compacted_hides_nothing(
     solo: Connection, another: Opener, calls: Calls
 ) -> None:
-    producer = another(solo)
+    producer = another(solo)._session()
     hub, may_go_on = solo._session().hub, threading.Event()
     stream = hub._wire.stream
     waiting = asyncio.ensure_future(calls(solo.queue("q")).get(timeout=20))
-    await until(lambda: watchers(solo) == 1)
+    await until(lambda: watchers(solo) == 1 and _is_live(solo))
 
-    def held_up(*args: Any, **options: Any) -> Any:
-        may_go_on.wait()
-        return stream(*args, **options)
+    def held_up(method: Any, *args: Any, **options: Any) -> Any:
+        if method is methods.WATCH:
+            may_go_on.wait()
+        return stream(method, *args, **options)
 
     hub._wire.stream = held_up  # type: ignore[method-assign]
-    assert hub._stream is not None
-    hub._stream.cancel()
-    await producer.queue("q").put_async("x")
-    await producer.set("other").add_async("y")
-    wire = producer._session().wire
-    wire.call(methods.COMPACT, pb.CompactionRequest(revision=producer._session().seen), timeout_s=3)
-    may_go_on.set()
+    try:
+        assert hub._stream is not None
+        hub._stream.cancel()
+        await Connection(producer).queue("q").put_async("x")
+        await Connection(producer).set("other").add_async("y")
+        producer.wire.call(methods.COMPACT, pb.CompactionRequest(revision=producer.seen), timeout_s=3)
+    finally:
+        may_go_on.set()
     assert await asyncio.wait_for(waiting, 10) == "x"
+
+
+def _is_live(sky: Connection) -> bool:
+    """Tell whether etcd has confirmed all watches: a watcher is counted before its stream is even opened."""
+    return all(watch.live.is_set() for watch in list(sky._session().hub._watches._watches.values()))
 
 
 # ---- members

@@ -15,7 +15,7 @@ from skyward_etcd.collections.dict import ABSENT, Dict
 from skyward_etcd.collections.lock import Hold, Lock
 from skyward_etcd.collections.queue import Queue
 from skyward_etcd.collections.set import Set
-from skyward_etcd.errors import BrokenBarrier, SkywardEtcdError
+from skyward_etcd.errors import BrokenBarrier, SkywardEtcdError, Unavailable
 from skyward_etcd.testing import linearizability as lin
 from skyward_etcd.testing.simulator import Faults, Process, Simulation
 
@@ -233,6 +233,28 @@ def judge_returns(simulation: Simulation, *, riddles: int = 0) -> lin.Verdict:
 
 # The revision check wants the whole history: no compaction. A cancelled get gives its item back to the end.
 QUEUE = Scenario(use_queue, judge_queue, drain, faults=replace(CRUEL, compaction=0.0, cancellation=0.0))
+
+
+async def hand_over(simulation: Simulation, process: Process) -> None:
+    """One process puts, the others wait for as long as it takes: an item that nobody is told of keeps them for ever."""
+    queue = Queue(process.as_session(), "q")
+    for step in range(12 if process is simulation.processes[0] else 6):
+        if process is simulation.processes[0]:
+            await simulation.sleep(simulation.rng.uniform(0.0, 3.0))
+            await simulation.record(process, "put", ((simulation.rng.random(), step),), queue.put_async(step))
+        else:
+            await simulation.record(process, "get", (), queue.get_async())
+
+
+def judge_handing_over(simulation: Simulation) -> lin.Verdict:
+    wrong = _failed(simulation)
+    return lin.Verdict(ok=not wrong, reason=wrong or "everybody got what was put")
+
+
+# The answer of a get that is lost, and compacted too, takes its item with it: no answer is lost here.
+WAITED_FOR_QUEUE = Scenario(
+    hand_over, judge_handing_over, faults=Faults(refused=0.1, broken_stream=0.5, compaction=0.5, pause=0.02)
+)
 CANCELLED_QUEUE = Scenario(use_queue, judge_returns, drain, faults=replace(LOSSY, cancellation=0.5))
 
 
@@ -333,6 +355,32 @@ async def meet(simulation: Simulation, process: Process) -> None:
 BARRIER = Scenario(use_barrier, judge_barrier, meet)
 
 
+async def hurry_through_barrier(simulation: Simulation, process: Process) -> None:
+    """Give up about when the others come, so that a generation is broken and completed in the same moment."""
+    barrier = Barrier(process.as_session(), "b", 3)
+    for _ in range(6):
+        try:
+            await barrier.wait_async(simulation.rng.choice((0.001, 0.003, 0.01, 5.0)))
+        except BrokenBarrier:
+            continue
+        except Unavailable:  # a message or the stream was too slow for such a time: who knows what it would have said
+            simulation.scratch["in doubt"] = True
+        simulation.scratch["passed"] = simulation.scratch.get("passed", 0) + 1
+
+
+def judge_generations(simulation: Simulation) -> lin.Verdict:
+    passed = simulation.scratch.get("passed", 0)
+    is_odd = passed % 3 and "in doubt" not in simulation.scratch
+    wrong = _failed(simulation) or (f"{passed} have passed, by threes" if is_odd else "")
+    return lin.Verdict(ok=not wrong, reason=wrong or "all or none")
+
+
+# Where nobody dies and no answer is lost, what each was told can be added up.
+HASTY_BARRIER = Scenario(
+    hurry_through_barrier, judge_generations, faults=Faults(stale_read=0.3, broken_stream=0.2, compaction=0.2)
+)
+
+
 def _failed(simulation: Simulation) -> str:
     """Return the unexpected end of a program, if there is one."""
     errors = [task.error for task in simulation.tasks if isinstance(task.error, Exception)]
@@ -345,6 +393,8 @@ SCENARIOS = {
     "set": SET,
     "queue": QUEUE,
     "queue with cancelled gets": CANCELLED_QUEUE,
+    "queue that is waited for": WAITED_FOR_QUEUE,
     "lock": LOCK,
     "barrier": BARRIER,
+    "barrier in haste": HASTY_BARRIER,
 }

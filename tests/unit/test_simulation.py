@@ -13,6 +13,7 @@ import pytest
 from skyward_etcd.collections import barrier, dict, lock, queue
 from skyward_etcd.ops import attempt, kv, proof
 from skyward_etcd.ops.effects import Operation
+from skyward_etcd.session import watch
 from skyward_etcd.testing.simulator import Stuck
 from skyward_etcd.wire import messages as pb
 from tests.unit.simulated import SCENARIOS, SEEDS, Scenario
@@ -96,6 +97,29 @@ def open_the_gate_for_anybody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(barrier._Gate, "is_unmoved", _always)
 
 
+def begin_again_without_a_word(patch: pytest.MonkeyPatch) -> None:
+    """Begin a watch from now on after its stream broke."""
+
+    def from_now(self: Any) -> pb.WatchRequest:
+        request = from_where_it_was(self)
+        request.create_request.start_revision = 0
+        return request
+
+    from_where_it_was = watch._Watch.request
+    patch.setattr(watch._Watch, "request", from_now)
+
+
+def forget_what_was_compacted(patch: pytest.MonkeyPatch) -> None:
+    """Begin a watch from now on after a compaction, and tell nobody."""
+
+    def confirm(self: Any, confirmed: Any) -> None:
+        confirmed.missed = False
+        confirm_and_tell(self, confirmed)
+
+    confirm_and_tell = watch.Watches._confirm
+    patch.setattr(watch.Watches, "_confirm", confirm)
+
+
 def _nothing(*_: Any) -> bytes:
     return b"/nowhere"
 
@@ -112,7 +136,9 @@ PLANTED: list[tuple[Plant, str]] = [
     (take_the_lock_at_once, "lock"),
     (take_any_item, "queue"),
     (lose_what_was_cancelled, "queue with cancelled gets"),
-    (open_the_gate_for_anybody, "barrier"),
+    (open_the_gate_for_anybody, "barrier in haste"),
+    (begin_again_without_a_word, "queue that is waited for"),
+    (forget_what_was_compacted, "queue that is waited for"),
 ]
 
 
