@@ -213,7 +213,7 @@ class Session:
         if identity is not None:
             return identity
         raise self._keeper.error or Unavailable(
-            f"no lease from {', '.join(self.endpoints)} within {self.limits.operation_s:.0f} s: is the cluster up?",
+            f"no lease from {', '.join(self.endpoints)} in time: is the cluster up?",
             maybe_applied=False,
         )
 

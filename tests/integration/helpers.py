@@ -125,9 +125,10 @@ class Scripts:
     """Other Python processes, each connected to the session's cluster and namespace as ``sky``."""
 
     _PRELUDE = """
-        import asyncio, os, signal, sys, threading, time
+        import asyncio, atexit, collections, os, signal, sys, threading, time
         import skyward_etcd.active as sky
         from skyward_etcd import errors
+        from skyward_etcd.session import session
         from skyward_etcd.config import Limits
         from skyward_etcd.session.session import Session
 

@@ -8,16 +8,17 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import psutil
 import pytest
 
 from skyward_etcd.active import Connection, connect
 from skyward_etcd.cluster.bootstrap import LocalCluster, free_ports
 from skyward_etcd.cluster.member import Member
 from skyward_etcd.config import Limits
-from skyward_etcd.errors import NotConnected, Unavailable
+from skyward_etcd.errors import BrokenBarrier, EtcdError, LockTimeout, NotConnected, OutcomeUnknown, Unavailable
 from skyward_etcd.session.session import Session
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire import methods
@@ -36,7 +37,7 @@ from tests.integration.helpers import (
 )
 
 
-async def use_everything(sky: Connection, calls: Calls) -> None:
+async def use_everything(sky: Connection, calls: Calls, *, lock: str = "l") -> None:
     """Do something with a collection of each kind."""
     await calls(sky.dict("d")).set("k", 1)
     await calls(sky.dict("strong", consistency="strong")).set("k", 1)
@@ -46,9 +47,9 @@ async def use_everything(sky: Connection, calls: Calls) -> None:
     await q.put("item")
     assert await q.get(timeout=5) == "item"
     assert await q.get(timeout=0.001) is None
-    lock = calls(sky.lock("l"))
-    await lock.acquire(timeout=5)
-    await lock.release()
+    of_all = calls(sky.lock(lock))
+    await of_all.acquire(timeout=5)
+    await of_all.release()
     assert await calls(sky.barrier("b", n=1)).wait(timeout=5) == 0
 
 
@@ -262,6 +263,45 @@ def _is_live(sky: Connection) -> bool:
     return all(watch.live.is_set() for watch in list(sky._session().hub._watches._watches.values()))
 
 
+async def test_a_refused_watch_fails_its_own_watcher_and_nobody_else(sky: Connection, calls: Calls) -> None:
+    hub = sky._session().hub
+    waiting = asyncio.ensure_future(calls(sky.queue("q")).get(timeout=20))
+    await until(lambda: watchers(sky) == 1 and _is_live(sky))
+    stream, refused = hub._stream, hub.open(b"b", b"a")
+    await until(refused.live.is_set)
+    with pytest.raises(EtcdError, match="range is empty"):
+        refused.check()
+    await sky.queue("q").put_async("x")
+    assert await asyncio.wait_for(waiting, 5) == "x"
+    assert hub._stream is stream
+
+
+async def test_a_process_that_takes_no_more_items_is_not_sent_them_any_more(solo: Connection, another: Opener) -> None:
+    assert await solo.queue("q").get_async(timeout=0.01) is None
+    hub = solo._session().hub
+    await until(lambda: _is_live(solo))
+    await another(solo).queue("q").put_many_async([bytes(50_000)] * 2)
+    await until(lambda: not hub._watches._watches)
+    assert len(await solo.queue("q").get_many_async(2, timeout=5)) == 2
+
+
+async def test_a_blocking_wait_on_a_loops_thread_is_not_kept_waiting_by_the_loops_tasks(
+    solo: Connection, another: Opener
+) -> None:
+    """The task came first, but it cannot take what it is told of before the blocking call returns."""
+    q, producer = solo.queue("q"), another(solo).queue("q")
+    task = asyncio.create_task(q.get_async(timeout=20))
+    await until(lambda: watchers(solo) == 1 and _is_live(solo))
+    putting = threading.Timer(0.2, producer.put, args=("for the call",))
+    putting.start()
+    began = time.monotonic()
+    assert q.get(timeout=10) == "for the call"
+    assert time.monotonic() - began < 5
+    putting.join()
+    await producer.put_async("for the task")
+    assert await asyncio.wait_for(task, 5) == "for the task"
+
+
 # ---- members
 
 
@@ -314,6 +354,100 @@ def leader_of(cluster: LocalCluster) -> Member:
     raise AssertionError("no member leads")
 
 
+# ---- nobody answers
+
+QUICK = Limits(call_s=0.5)
+
+
+async def wait_everywhere(sky: Connection, calls: Calls) -> None:
+    """Wait for an item, a lock and a barrier, 1 s each, and see that it ends in time, with an error that says so."""
+    began = time.monotonic()
+    waits = (
+        calls(sky.queue("q")).get(timeout=1.0),
+        calls(sky.lock("l")).acquire(timeout=1.0),
+        calls(sky.barrier("b", n=2)).wait(timeout=1.0),
+    )
+    ended = await asyncio.gather(*(asyncio.create_task(_await(wait)) for wait in waits), return_exceptions=True)
+    assert all(isinstance(each, (Unavailable, OutcomeUnknown, LockTimeout)) for each in ended), ended
+    assert time.monotonic() - began < 1.0 + QUICK.call_s + 1.0
+
+
+@pytest.fixture
+def mute(opened: Opener) -> Iterator[tuple[LocalCluster, Connection]]:
+    """A cluster of one member that a test may stop, and a session on it."""
+    with LocalCluster(1, etcd=any_usable()) as cluster:
+        sky = opened(cluster.endpoints, limits=QUICK)
+        yield cluster, sky
+        cluster.members[0].send_signal(signal.SIGCONT)
+        sky._session().close()
+
+
+async def stop(member: Member) -> None:
+    """Stop a member's process; one that runs on several processors stops a moment after the signal."""
+    member.send_signal(signal.SIGSTOP)
+    await until(lambda: psutil.Process(member.pid).status() == psutil.STATUS_STOPPED)
+
+
+@pytest.mark.parametrize("when", ["first use", "later use", "waiting"])
+async def test_a_wait_in_an_outage_ends_one_request_after_its_time(
+    mute: tuple[LocalCluster, Connection], calls: Calls, when: str
+) -> None:
+    cluster, sky = mute
+    if when != "first use":
+        hold = await sky.lock("l").acquire_async()
+        if when == "later use":
+            await hold.release_async()
+            assert await sky.queue("q").get_async(timeout=0.01) is None
+            with pytest.raises(BrokenBarrier):
+                await sky.barrier("b", n=2).wait_async(timeout=0.01)
+    if when != "waiting":
+        await stop(cluster.members[0])
+    waiting = asyncio.create_task(wait_everywhere(sky, calls))
+    if when == "waiting":
+        await until(lambda: watchers(sky) == 4 and _is_live(sky))
+        await stop(cluster.members[0])
+    await waiting
+    cluster.members[0].send_signal(signal.SIGCONT)
+    assert await calls(sky.lock("other")).acquire(timeout=10)
+
+
+async def test_a_wait_where_nobody_is_ends_in_its_time(calls: Calls) -> None:
+    session = Session([f"127.0.0.1:{free_ports(1)[0]}"], limits=QUICK)
+    await wait_everywhere(Connection(session), calls)
+    session.close()
+
+
+async def test_a_session_closed_under_calls_that_are_under_way_ends_them(
+    mute: tuple[LocalCluster, Connection], calls: Calls
+) -> None:
+    cluster, sky = mute
+    session = sky._session()
+    hold = await sky.lock("l").acquire_async()
+    await use_everything(Connection(session), calls, lock="another")
+    await stop(cluster.members[0])
+    under_way = [
+        asyncio.create_task(_await(call))
+        for _ in range(5)
+        for call in (
+            calls(sky.dict("d")).get("k"),
+            calls(sky.dict("strong", consistency="strong")).set("k", 2),
+            calls(sky.counter("c")).increment(),
+            calls(sky.queue("q")).put("item"),
+            calls(sky.queue("q")).get(),
+            calls(sky.lock("l")).acquire(),
+            calls(sky.barrier("b", n=20)).wait(),
+        )
+    ]
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await calls(session).close()
+    assert time.monotonic() - began < 8
+    ended = await asyncio.wait_for(asyncio.gather(*under_way, return_exceptions=True), 5)
+    assert {type(each) for each in ended} <= {NotConnected, OutcomeUnknown, Unavailable}, ended
+    assert not [thread.name for thread in threading.enumerate() if _is_of(thread, session)]
+    assert not hold.valid
+
+
 # ---- the end of the interpreter
 
 ENDINGS = {
@@ -327,6 +461,42 @@ ENDINGS = {
         for wait in (sky.queue("q").get, sky.lock("l").acquire, sky.barrier("b", n=2).wait):
             threading.Thread(target=wait, daemon=True).start()
         while sum(len(watch.watchers) for watch in [*conn._session().hub._watches._watches.values()]) < 4:
+            time.sleep(0.01)
+    """,
+    "with threads at work": """
+        conn = sky.connect(); conn.__enter__()
+        rounds = collections.Counter()
+        def count(number):
+            while True:
+                with sky.lock(f"l{number % 2}"):
+                    rounds[number] = sky.counter("c").increment()
+        for number in range(4):
+            threading.Thread(target=count, args=(number,), daemon=True).start()
+        while len(rounds) < 4:
+            time.sleep(0.01)
+    """,
+    "with a loop in a thread": """
+        conn = sky.connect(); conn.__enter__()
+        begun = threading.Event()
+        async def count():
+            while True:
+                await sky.counter("c").increment_async()
+        async def main():
+            waiting = [asyncio.create_task(each) for each in (sky.queue("q").get_async(), count(), count())]
+            await sky.counter("c").increment_async()
+            begun.set()
+            await sky.barrier("b", n=2).wait_async()
+        threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
+        begun.wait()
+    """,
+    "with a thread that is joined at the very end": """
+        waiting = threading.Thread(target=lambda: sky.queue("q").get(), daemon=True)
+        atexit.unregister(session._at_exit)  # handlers run in the reverse order
+        atexit.register(waiting.join)
+        atexit.register(session._at_exit)
+        conn = sky.connect(); conn.__enter__()
+        waiting.start()
+        while not conn._session().hub._watches._watches:
             time.sleep(0.01)
     """,
     "after asyncio": """
