@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+import copy
+from typing import ClassVar, Literal, Self, get_args
 
 from skyward_etcd.ops.layout import Kind, check_name
+from skyward_etcd.ops.proof import Guard
 from skyward_etcd.session.session import Session
 
 __all__ = ["Collection", "Consistency", "check_consistency", "check_count", "check_timeout"]
@@ -59,6 +61,7 @@ class Collection:
     """A handle: only a name. It may be shared by threads and tasks, and made again at no cost."""
 
     kind: ClassVar[Kind]
+    can_be_guarded: ClassVar[bool] = False
 
     def __init__(self, session: Session, name: str, *, consistency: Consistency = "eventual") -> None:
         self.name = check_name(name, what=f"a {self.kind}'s name")
@@ -68,6 +71,19 @@ class Collection:
         self._run_async = session.run_async
         self._prefix = session.layout.collection(self.kind, name)
         self._what = f"{self.kind} {name!r}"
+        self._guard: Guard | None = None
+
+    def guarded(self, guard: Guard) -> Self:
+        """Return a handle of the same collection whose writes are refused once the guard does not hold.
+
+        Raises:
+            TypeError: this kind of collection knows no such writes.
+        """
+        if not self.can_be_guarded:
+            raise TypeError(f"{self._what}: only what is written to a dict, set or counter can be guarded by a hold")
+        handle = copy.copy(self)
+        handle._guard = guard
+        return handle
 
     @property
     def _strong(self) -> bool:

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from skyward_etcd.collections.base import Collection
-from skyward_etcd.errors import Compacted, OutcomeUnknown, SkywardEtcdError
+from skyward_etcd.errors import Compacted, HoldLost, OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import once, range_
 from skyward_etcd.ops.effects import Await, Identify, Identity, Operation, Watch
 from skyward_etcd.ops.naming import agree
-from skyward_etcd.ops.proof import Alternative, prove
+from skyward_etcd.ops.proof import Alternative, Guard, prove
 from skyward_etcd.session import caller
 from skyward_etcd.session.signals import Mutex, Signal
 
@@ -43,6 +43,7 @@ class Counter(Collection):
     """
 
     kind = "counter"
+    can_be_guarded = True
 
     # ---- reading
 
@@ -110,7 +111,9 @@ class Counter(Collection):
     def _reset(self, value: int) -> Operation[None]:
         yield from agree(self._session, self.kind, self.name)
         wipe = kv.delete(self._shards, kv.prefix_end(self._shards))
-        yield from prove([Alternative((), (wipe, kv.put(self._base, b"%d" % value)))], what=self._what)
+        yield from prove(
+            [Alternative((), (wipe, kv.put(self._base, b"%d" % value)))], guard=self._guard, what=self._what
+        )
 
     def _add(self, n: int, line: caller.Line) -> Operation[int]:
         """Add through this session's shard (one for its threads, one for each event loop), together with who adds now.
@@ -120,7 +123,7 @@ class Counter(Collection):
         yield from agree(self._session, self.kind, self.name)
         identity: Identity = yield Identify()
         shard: _Shard = identity.notes.get((self._prefix, line)) or self._shard_of(identity, line)
-        ticket = shard.enter(n)
+        ticket = shard.enter(n, self._guard)
         try:
             while not ticket.is_done:
                 if not ticket.leads:
@@ -163,13 +166,14 @@ class Counter(Collection):
         if shard.in_doubt is not None and shard.in_doubt is not batch:
             yield from self._settle(shard)
         amounts = [ticket.n for ticket in batch]
+        guard = batch[0].guard
         everything = kv.get(self._prefix, kv.prefix_end(self._prefix))
         while True:
             while not shard.mod_revision:
                 yield from self._create(shard)
             value = shard.value + sum(amounts)
             request = kv.txn(
-                (kv.modified_at(shard.key, shard.mod_revision),),
+                (kv.modified_at(shard.key, shard.mod_revision), *((guard.compare,) if guard else ())),
                 (kv.put(shard.key, b"%d" % value), everything),
                 (kv.get(shard.key),),
             )
@@ -183,6 +187,9 @@ class Counter(Collection):
                 shard.is_now(value, reply.header.revision)
                 return _running(_total(kvs), amounts)
             found = reply.responses[0].response_range.kvs
+            if guard and found and found[0].mod_revision == shard.mod_revision:  # so it was the guard, and for good
+                shard.in_doubt = None
+                raise HoldLost(guard.refusal)
             applied_at = 0
             if doubt and found and found[0].create_revision <= shard.mod_revision:
                 applied_at = found[0].mod_revision
@@ -277,10 +284,11 @@ class Counter(Collection):
 class _Ticket:
     """One caller's increment on its way."""
 
-    __slots__ = ("error", "is_done", "is_gone", "leads", "n", "signal", "total")
+    __slots__ = ("error", "guard", "is_done", "is_gone", "leads", "n", "signal", "total")
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, guard: Guard | None) -> None:
         self.n = n
+        self.guard = guard
         self.signal = Signal()
         self.leads = False
         self.is_gone = False
@@ -314,8 +322,8 @@ class _Shard:
         """Take note of the shard's state; nothing is in doubt any more."""
         self.value, self.mod_revision, self.in_doubt = value, mod_revision, None
 
-    def enter(self, n: int) -> _Ticket:
-        ticket = _Ticket(n)
+    def enter(self, n: int, guard: Guard | None) -> _Ticket:
+        ticket = _Ticket(n, guard)
         with self._mutex:
             self._waiting.append(ticket)
             if not self._is_led:
@@ -323,13 +331,16 @@ class _Shard:
         return ticket
 
     def take(self) -> Sequence[_Ticket]:
-        """Return the batch to send: one whose leader was interrupted, else all who wait."""
+        """Return the batch to send: one whose leader was interrupted, else all who wait, up to another guard."""
         with self._mutex:
             batch, self._interrupted = self._interrupted, ()
-            if not batch:
-                batch = list(self._waiting)
-                self._waiting.clear()
-        return batch
+            if batch:
+                return batch
+            first = self._waiting.popleft()
+            together = [first]
+            while self._waiting and self._waiting[0].guard is first.guard:
+                together.append(self._waiting.popleft())
+            return together
 
     def finish(self, batch: Sequence[_Ticket], totals: Sequence[int]) -> None:
         for ticket, total in zip(batch, totals, strict=True):

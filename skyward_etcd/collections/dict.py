@@ -50,6 +50,7 @@ class Dict(Collection):
     """
 
     kind = "dict"
+    can_be_guarded = True
 
     # ---- one entry
 
@@ -230,7 +231,9 @@ class Dict(Collection):
     def _delete(self, key: Hashable) -> Operation[bool]:
         at = self._at(key)
         yield from agree(self._session, self.kind, self.name)
-        outcome = yield from prove([Alternative((kv.present(at),), (kv.delete(at),))], what=self._what)
+        outcome = yield from prove(
+            [Alternative((kv.present(at),), (kv.delete(at),))], guard=self._guard, what=self._what
+        )
         return outcome.taken is not None
 
     def _contains(self, key: Hashable) -> Operation[bool]:
@@ -244,7 +247,7 @@ class Dict(Collection):
         at = self._at(key)
         yield from agree(self._session, self.kind, self.name)
         take = Alternative((kv.present(at),), (kv.delete(at, with_value=True),))
-        outcome = yield from prove([take], what=self._what)
+        outcome = yield from prove([take], guard=self._guard, what=self._what)
         if outcome.taken is None:
             return default
         if outcome.responses is not None:
@@ -257,7 +260,7 @@ class Dict(Collection):
         data = self._encode(at, default)
         yield from agree(self._session, self.kind, self.name)
         store = Alternative((kv.absent(at),), (kv.put(at, data),))
-        outcome = yield from prove([store], otherwise=(kv.get(at),), what=self._what)
+        outcome = yield from prove([store], otherwise=(kv.get(at),), guard=self._guard, what=self._what)
         if outcome.taken is not None:
             return self._session.codec.decode(data, key=at)
         if outcome.responses is not None:
@@ -274,7 +277,7 @@ class Dict(Collection):
         yield from agree(self._session, self.kind, self.name)
         while True:
             store = Alternative((holds,), (kv.put(at, data),))
-            outcome = yield from prove([store], otherwise=(kv.get(at),), what=self._what)
+            outcome = yield from prove([store], otherwise=(kv.get(at),), guard=self._guard, what=self._what)
             if outcome.taken is not None:
                 return True
             if outcome.responses is not None:
@@ -323,11 +326,11 @@ class Dict(Collection):
     def _clear(self) -> Operation[None]:
         yield from agree(self._session, self.kind, self.name)
         wipe = kv.delete(self._prefix, kv.prefix_end(self._prefix))
-        yield from prove([Alternative((), (wipe,))], what=self._what)
+        yield from prove([Alternative((), (wipe,))], guard=self._guard, what=self._what)
 
     def _write(self, puts: Sequence[kv.Op]) -> Operation[None]:
-        if self._strong:
-            yield from prove([Alternative((), puts)], what=self._what)
+        if self._strong or self._guard is not None:
+            yield from prove([Alternative((), puts)], guard=self._guard, what=self._what)
         else:
             yield from write(puts, what=self._what)
 

@@ -33,6 +33,7 @@ class Set(Collection):
     """
 
     kind = "set"
+    can_be_guarded = True
 
     def add(self, value: Hashable) -> bool:
         """Add a member, and tell whether it is new. One round trip, exactly once; nothing is written if it is not.
@@ -119,13 +120,15 @@ class Set(Collection):
     def _add(self, value: Hashable) -> Operation[bool]:
         at = self._at(value)
         yield from agree(self._session, self.kind, self.name)
-        outcome = yield from prove([Alternative((kv.absent(at),), (kv.put(at),))], what=self._what)
+        outcome = yield from prove([Alternative((kv.absent(at),), (kv.put(at),))], guard=self._guard, what=self._what)
         return outcome.taken is not None
 
     def _discard(self, value: Hashable) -> Operation[bool]:
         at = self._at(value)
         yield from agree(self._session, self.kind, self.name)
-        outcome = yield from prove([Alternative((kv.present(at),), (kv.delete(at),))], what=self._what)
+        outcome = yield from prove(
+            [Alternative((kv.present(at),), (kv.delete(at),))], guard=self._guard, what=self._what
+        )
         return outcome.taken is not None
 
     def _contains(self, value: Hashable) -> Operation[bool]:
@@ -140,7 +143,7 @@ class Set(Collection):
         yield from agree(self._session, self.kind, self.name)
         for chunk in _chunks(keys):
             adds = [kv.nested((kv.absent(at),), (kv.put(at),)) for at in chunk]
-            yield from prove([Alternative((), adds)], what=self._what)
+            yield from prove([Alternative((), adds)], guard=self._guard, what=self._what)
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
@@ -163,7 +166,7 @@ class Set(Collection):
     def _clear(self) -> Operation[None]:
         yield from agree(self._session, self.kind, self.name)
         wipe = kv.delete(self._prefix, kv.prefix_end(self._prefix))
-        yield from prove([Alternative((), (wipe,))], what=self._what)
+        yield from prove([Alternative((), (wipe,))], guard=self._guard, what=self._what)
 
     def _at(self, value: Hashable) -> bytes:
         return self._prefix + encode_key(value)

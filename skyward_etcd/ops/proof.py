@@ -19,15 +19,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from skyward_etcd.errors import LeaseNotFound, OutcomeUnknown
+from skyward_etcd.errors import HoldLost, LeaseNotFound, OutcomeUnknown
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import once, txn_repeatable
 from skyward_etcd.ops.effects import Identify, Identity, Later, Operation, Renounce, Slot
 from skyward_etcd.wire import messages as pb
 
-__all__ = ["Alternative", "Outcome", "prove", "write"]
+__all__ = ["Alternative", "Guard", "Outcome", "prove", "write"]
 
 _NONE = b"-"
+_REFUSED = b"!"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,18 @@ class Alternative:
 
     compares: Sequence[pb.Compare]
     operations: Sequence[pb.RequestOp]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What must hold for a write besides its own compares: once it does not, it never will again.
+
+    So a try that was refused, or that arrives late, is refused for good.
+    """
+
+    compare: pb.Compare
+    refusal: str
+    """What to tell whoever is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,8 @@ class Outcome:
     """Its operations' results (of ``otherwise`` when none was taken); ``None`` when the answer was lost."""
     revision: int
     """The revision it was applied at."""
+    is_refused: bool = False
+    """Whether the guard did not hold."""
 
 
 def prove(
@@ -56,9 +71,10 @@ def prove(
     otherwise: Sequence[pb.RequestOp] = (),
     undo: Callable[[Outcome], Operation[None]] | None = None,
     identity: Identity | None = None,
+    guard: Guard | None = None,
     what: str,
 ) -> Operation[Outcome]:
-    """Apply the first alternative that holds, exactly once, and say which. One round trip.
+    """Apply the first alternative that holds, if the ``guard`` does, exactly once, and say which. One round trip.
 
     ``otherwise`` may only read. Nothing is written when no alternative holds. If this is cancelled while the answer
     is on its way, and an alternative was taken, ``undo`` is done in the background. Operations that name the lease of
@@ -67,12 +83,13 @@ def prove(
     Raises:
         OutcomeUnknown: the session was lost together with the answer.
         LeaseNotFound: the ``identity`` that was asked for is lost, and nothing was applied.
+        HoldLost: the ``guard`` does not hold, and nothing was applied.
     """
     while True:
         own: Identity = identity or (yield Identify())
         slot = own.borrow_slot()
         try:
-            outcome = yield from _try(_Proof(alternatives, otherwise, own, slot, what))
+            outcome = yield from _try(_Proof(alternatives, otherwise, own, slot, what, guard))
         except LeaseNotFound:
             yield Renounce(own)
             if identity is not None:
@@ -83,6 +100,8 @@ def prove(
             yield Later(partial(_abandon, own, slot, undo))
             raise
         own.return_slot(slot)
+        if guard is not None and outcome.is_refused:
+            raise HoldLost(guard.refusal)
         return outcome
 
 
@@ -115,6 +134,7 @@ class _Proof:
     identity: Identity
     slot: Slot
     what: str
+    guard: Guard | None = None
 
     def request(self, *, moves: bool, moves_anyway: bool) -> pb.TxnRequest:
         """Return the transaction; which of its branches move the slot is what tells the tries apart."""
@@ -124,6 +144,9 @@ class _Proof:
             alternative = self.alternatives[number]
             record = (kv.put(slot.key, b"%d" % number, lease=lease),) if moves else ()
             chain = (kv.nested(alternative.compares, (*alternative.operations, *record), chain),)
+        if self.guard is not None:
+            refused = (kv.put(slot.key, _REFUSED, lease=lease),) if moves_anyway else ()
+            chain = (kv.nested((self.guard.compare,), chain, refused),)
         return kv.txn((kv.modified_at(slot.key, slot.mod_revision),), chain, (kv.get(slot.key),))
 
 
@@ -135,7 +158,14 @@ def _try(proof: _Proof, *, moves_first: bool = True) -> Operation[Outcome]:
     reply, doubt = yield from once(first, again, what=what)
     revision = reply.header.revision
     if reply.succeeded:
-        taken, responses = _taken(reply, len(proof.alternatives))
+        responses: Sequence[pb.ResponseOp] = reply.responses
+        if proof.guard is not None:
+            guarded = responses[0].response_txn
+            if not guarded.succeeded:
+                slot.mod_revision = revision if doubt else slot.mod_revision
+                return Outcome(None, (), revision, is_refused=True)
+            responses = guarded.responses
+        taken, responses = _taken(responses, len(proof.alternatives))
         if doubt or (moves_first and taken is not None):
             slot.mod_revision = revision
             responses = responses[:-1]
@@ -147,11 +177,17 @@ def _try(proof: _Proof, *, moves_first: bool = True) -> Operation[Outcome]:
             raise OutcomeUnknown(f"{what}: the session was lost together with the answer") from gone
         raise gone
     slot.mod_revision = found[0].mod_revision
-    return Outcome(None if found[0].value == _NONE else int(found[0].value), None, found[0].mod_revision)
+    return _recorded(found[0])
 
 
-def _taken(reply: pb.TxnResponse, alternatives: int) -> tuple[int | None, Sequence[pb.ResponseOp]]:
-    responses: Sequence[pb.ResponseOp] = reply.responses
+def _recorded(slot: pb.KeyValue) -> Outcome:
+    """Return the outcome that a slot tells of."""
+    taken = None if slot.value in (_NONE, _REFUSED) else int(slot.value)
+    return Outcome(taken, None, slot.mod_revision, is_refused=slot.value == _REFUSED)
+
+
+def _taken(responses: Sequence[pb.ResponseOp], alternatives: int) -> tuple[int | None, Sequence[pb.ResponseOp]]:
+    """Return which alternative was taken, and the responses of what was done."""
     for number in range(alternatives):
         inner = responses[0].response_txn
         responses = inner.responses
@@ -177,7 +213,8 @@ def _abandon(identity: Identity, slot: Slot, undo: Callable[[Outcome], Operation
         found = reply.responses[0].response_range.kvs
         if not found:
             return  # gone with the lease
-        if undo is not None and found[0].value != _NONE:
-            yield from undo(Outcome(int(found[0].value), None, found[0].mod_revision))
+        outcome = _recorded(found[0])
+        if undo is not None and outcome.taken is not None:
+            yield from undo(outcome)
         slot.mod_revision = found[0].mod_revision
     identity.return_slot(slot)
