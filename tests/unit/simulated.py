@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Awaitable, Callable, Coroutine
@@ -15,7 +16,7 @@ from skyward_etcd.collections.dict import ABSENT, Dict
 from skyward_etcd.collections.lock import Hold, Lock
 from skyward_etcd.collections.queue import Queue
 from skyward_etcd.collections.set import Set
-from skyward_etcd.errors import BrokenBarrier, SkywardEtcdError, Unavailable
+from skyward_etcd.errors import BrokenBarrier, HoldLost, SkywardEtcdError, Unavailable
 from skyward_etcd.testing import linearizability as lin
 from skyward_etcd.testing.simulator import Faults, Process, Simulation
 
@@ -307,6 +308,87 @@ def judge_lock(simulation: Simulation) -> lin.Verdict:
 LOCK = Scenario(use_lock, judge_lock, take_lock, faults=replace(CRUEL, expiry=0.0))
 
 
+# ---- what is written through a hold
+
+
+async def write_under_lock(simulation: Simulation, process: Process) -> None:
+    """Hold the lock for longer than a lease may last, and write on and on: the token, and which write it was."""
+    session = process.as_session()
+    for _ in range(3):
+        try:
+            hold = await Lock(session, "l").acquire_async(simulation.rng.choice((30.0, None)))
+        except SkywardEtcdError:
+            continue
+        simulation.scratch.setdefault("holds", []).append(hold.key)
+        entries, counter = hold.guard(Dict(session, "d")), hold.guard(Counter(session, "c"))
+        for step in range(3):
+            written = [hold.token, step]
+            await _note(simulation, "writes", written, entries.set_async("best", written))
+            await _note(simulation, "counts", written, counter.increment_async())
+            await simulation.sleep(simulation.rng.choice((0.0, 0.01, 3.0)))
+        await attempt(hold.release_async())
+
+
+async def _note(simulation: Simulation, where: str, what: Any, running: Awaitable[Any]) -> None:
+    """Note how a write has ended; the one of a task that ends with it stays in doubt."""
+    outcomes: list[list[Any]] = simulation.scratch.setdefault(where, [])
+    outcome = [what, "in doubt"]
+    outcomes.append(outcome)
+    try:
+        await running
+        outcome[1] = "done"
+    except HoldLost:
+        outcome[1] = "refused"
+    except SkywardEtcdError:
+        pass
+
+
+def judge_guarded(simulation: Simulation) -> lin.Verdict:
+    """Nobody writes after a later holder has; what was refused is not there, what was acknowledged is, once."""
+    scratch = simulation.scratch
+    stored = [json.loads(event.kv.value) for event in simulation.etcd.events(*_under("dict/d"), 1)]
+    writes = scratch.get("writes", [])
+    wrong = _failed(simulation)
+    if [token for token, _ in stored] != sorted(token for token, _ in stored):
+        wrong = f"a holder wrote after a later one: {stored}"
+    for what, outcome in writes:
+        if (outcome, stored.count(what)) not in (("done", 1), ("refused", 0), ("in doubt", 0), ("in doubt", 1)):
+            wrong = f"{what} was {outcome}, and is there {stored.count(what)} times"
+    ends = [outcome for _, outcome in scratch.get("counts", [])]
+    total = sum(int(shard.decode()) for shard in simulation.etcd.dump(b"/skyward/sim/counter/c/").values())
+    if not ends.count("done") <= total <= ends.count("done") + ends.count("in doubt"):
+        wrong = f"counted {total}: {ends}"
+    never_first = set(scratch.get("holds", [])) - _first_in_line(simulation)
+    if never_first:
+        wrong = f"{never_first} entered and was never first in line"
+    return lin.Verdict(ok=not wrong, reason=wrong or "only holders wrote")
+
+
+def _first_in_line(simulation: Simulation) -> set[bytes]:
+    """Return each key of the lock that was the oldest at some moment."""
+    firsts, line = set[bytes](), dict[bytes, int]()
+    events = simulation.etcd.events(*_under("lock/l"), 1)
+    for _, at_once in itertools.groupby(events, key=lambda event: event.kv.mod_revision):
+        for event in at_once:
+            if event.type == event.PUT:
+                line[event.kv.key] = event.kv.create_revision
+            else:
+                line.pop(event.kv.key, None)
+        if line:
+            firsts.add(min(line, key=lambda key: line[key]))
+    return firsts
+
+
+def _under(collection: str) -> tuple[bytes, bytes]:
+    prefix = f"/skyward/sim/{collection}".encode()
+    return prefix + b"/", prefix + b"0"
+
+
+GUARDED = Scenario(
+    write_under_lock, judge_guarded, take_lock, tasks=1, faults=replace(CRUEL, compaction=0.0, expiry=0.15, pause=0.1)
+)
+
+
 # ---- barrier
 
 
@@ -395,6 +477,7 @@ SCENARIOS = {
     "queue with cancelled gets": CANCELLED_QUEUE,
     "queue that is waited for": WAITED_FOR_QUEUE,
     "lock": LOCK,
+    "lock that guards": GUARDED,
     "barrier": BARRIER,
     "barrier in haste": HASTY_BARRIER,
 }

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from skyward_etcd.collections import barrier, dict, lock, queue
+from skyward_etcd.errors import LeaseNotFound
 from skyward_etcd.ops import attempt, kv, proof
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.session import watch
@@ -78,6 +79,23 @@ def take_the_lock_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lock.Lock, "_wait_for", nobody_ahead)
 
 
+def enter_without_a_key(patch: pytest.MonkeyPatch) -> None:
+    """Enter once nobody is ahead, whether or not the own key still lives."""
+
+    def ahead_of(self: Any, key: bytes, token: int) -> Operation[bytes | None]:
+        try:
+            return (yield from looking_at_its_own(self, key, token))
+        except LeaseNotFound:
+            return None
+
+    looking_at_its_own = lock.Lock._ahead_of
+    patch.setattr(lock.Lock, "_ahead_of", ahead_of)
+
+
+def write_through_a_lost_hold(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lock.Hold, "guard", lambda self, collection: collection)
+
+
 def take_any_item(patch: pytest.MonkeyPatch) -> None:
     """Take the item that a watch told of, whether or not older ones are left."""
     patch.setattr(queue, "_before", _nothing)
@@ -134,6 +152,8 @@ PLANTED: list[tuple[Plant, str]] = [
     (retry_blindly, "queue"),
     (put_before_looking_at_the_proof, "dict"),
     (take_the_lock_at_once, "lock"),
+    (enter_without_a_key, "lock that guards"),
+    (write_through_a_lost_hold, "lock that guards"),
     (take_any_item, "queue"),
     (lose_what_was_cancelled, "queue with cancelled gets"),
     (open_the_gate_for_anybody, "barrier in haste"),
