@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from skyward_etcd.ops.layout import Kind, check_name
 from skyward_etcd.ops.proof import Guard
 from skyward_etcd.session.session import Session
 
-__all__ = ["Collection", "Consistency", "check_consistency", "check_count", "check_timeout"]
+__all__ = ["Collection", "Consistency", "check_consistency", "check_count", "check_timeout", "guarded"]
 
 Consistency = Literal["eventual", "strong"]
 
@@ -71,19 +71,8 @@ class Collection:
         self._run_async = session.run_async
         self._prefix = session.layout.collection(self.kind, name)
         self._what = f"{self.kind} {name!r}"
-        self._guard: Guard | None = None
-
-    def guarded(self, guard: Guard) -> Self:
-        """Return a handle of the same collection whose writes are refused once the guard does not hold.
-
-        Raises:
-            TypeError: this kind of collection knows no such writes.
-        """
-        if not self.can_be_guarded:
-            raise TypeError(f"{self._what}: only what is written to a dict, set or counter can be guarded by a hold")
-        handle = copy.copy(self)
-        handle._guard = guard
-        return handle
+        self.guard: Guard | None = None
+        """What must hold for what is written through this handle."""
 
     @property
     def _strong(self) -> bool:
@@ -91,3 +80,19 @@ class Collection:
 
     def __repr__(self) -> str:
         return f"<{self._what}, {self.consistency}>"
+
+
+C = TypeVar("C", bound=Collection)
+
+
+def guarded(collection: C, guard: Guard) -> C:
+    """Return a handle of the same collection whose writes are refused once the guard does not hold.
+
+    Raises:
+        TypeError: this kind of collection knows no such writes.
+    """
+    if not collection.can_be_guarded:
+        raise TypeError(f"{collection!r}: only what is written to a dict, set or counter can be guarded by a hold")
+    handle = copy.copy(collection)
+    handle.guard = guard
+    return handle

@@ -112,7 +112,7 @@ class Counter(Collection):
         yield from agree(self._session, self.kind, self.name)
         wipe = kv.delete(self._shards, kv.prefix_end(self._shards))
         yield from prove(
-            [Alternative((), (wipe, kv.put(self._base, b"%d" % value)))], guard=self._guard, what=self._what
+            [Alternative((), (wipe, kv.put(self._base, b"%d" % value)))], guard=self.guard, what=self._what
         )
 
     def _add(self, n: int, line: caller.Line) -> Operation[int]:
@@ -123,7 +123,7 @@ class Counter(Collection):
         yield from agree(self._session, self.kind, self.name)
         identity: Identity = yield Identify()
         shard: _Shard = identity.notes.get((self._prefix, line)) or self._shard_of(identity, line)
-        ticket = shard.enter(n, self._guard)
+        ticket = shard.enter(n, self.guard)
         try:
             while not ticket.is_done:
                 if not ticket.leads:

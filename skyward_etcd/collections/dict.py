@@ -232,7 +232,7 @@ class Dict(Collection):
         at = self._at(key)
         yield from agree(self._session, self.kind, self.name)
         outcome = yield from prove(
-            [Alternative((kv.present(at),), (kv.delete(at),))], guard=self._guard, what=self._what
+            [Alternative((kv.present(at),), (kv.delete(at),))], guard=self.guard, what=self._what
         )
         return outcome.taken is not None
 
@@ -247,7 +247,7 @@ class Dict(Collection):
         at = self._at(key)
         yield from agree(self._session, self.kind, self.name)
         take = Alternative((kv.present(at),), (kv.delete(at, with_value=True),))
-        outcome = yield from prove([take], guard=self._guard, what=self._what)
+        outcome = yield from prove([take], guard=self.guard, what=self._what)
         if outcome.taken is None:
             return default
         if outcome.responses is not None:
@@ -260,7 +260,7 @@ class Dict(Collection):
         data = self._encode(at, default)
         yield from agree(self._session, self.kind, self.name)
         store = Alternative((kv.absent(at),), (kv.put(at, data),))
-        outcome = yield from prove([store], otherwise=(kv.get(at),), guard=self._guard, what=self._what)
+        outcome = yield from prove([store], otherwise=(kv.get(at),), guard=self.guard, what=self._what)
         if outcome.taken is not None:
             return self._session.codec.decode(data, key=at)
         if outcome.responses is not None:
@@ -277,7 +277,7 @@ class Dict(Collection):
         yield from agree(self._session, self.kind, self.name)
         while True:
             store = Alternative((holds,), (kv.put(at, data),))
-            outcome = yield from prove([store], otherwise=(kv.get(at),), guard=self._guard, what=self._what)
+            outcome = yield from prove([store], otherwise=(kv.get(at),), guard=self.guard, what=self._what)
             if outcome.taken is not None:
                 return True
             if outcome.responses is not None:
@@ -326,11 +326,11 @@ class Dict(Collection):
     def _clear(self) -> Operation[None]:
         yield from agree(self._session, self.kind, self.name)
         wipe = kv.delete(self._prefix, kv.prefix_end(self._prefix))
-        yield from prove([Alternative((), (wipe,))], guard=self._guard, what=self._what)
+        yield from prove([Alternative((), (wipe,))], guard=self.guard, what=self._what)
 
     def _write(self, puts: Sequence[kv.Op]) -> Operation[None]:
-        if self._strong or self._guard is not None:
-            yield from prove([Alternative((), puts)], guard=self._guard, what=self._what)
+        if self._strong or self.guard is not None:
+            yield from prove([Alternative((), puts)], guard=self.guard, what=self._what)
         else:
             yield from write(puts, what=self._what)
 

@@ -14,7 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
-from skyward_etcd.collections.base import Collection, check_timeout
+from skyward_etcd.collections.base import Collection, check_timeout, guarded
 from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown, Unavailable
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import delete_repeatable, once, range_
@@ -263,7 +263,7 @@ class Hold:
             TypeError: it is no dict, set or counter.
         """
         refusal = f"{self._what} is no longer held through this hold (token {self.token}): nothing was written"
-        return collection.guarded(Guard(kv.created_at(self.key, self.token), refusal))
+        return guarded(collection, Guard(kv.created_at(self.key, self.token), refusal))
 
     def wait_lost(self, timeout: float | None = None) -> bool:
         """Wait until the session's lease is lost, and with it the lock; tell whether it was. No round trip.

@@ -120,14 +120,14 @@ class Set(Collection):
     def _add(self, value: Hashable) -> Operation[bool]:
         at = self._at(value)
         yield from agree(self._session, self.kind, self.name)
-        outcome = yield from prove([Alternative((kv.absent(at),), (kv.put(at),))], guard=self._guard, what=self._what)
+        outcome = yield from prove([Alternative((kv.absent(at),), (kv.put(at),))], guard=self.guard, what=self._what)
         return outcome.taken is not None
 
     def _discard(self, value: Hashable) -> Operation[bool]:
         at = self._at(value)
         yield from agree(self._session, self.kind, self.name)
         outcome = yield from prove(
-            [Alternative((kv.present(at),), (kv.delete(at),))], guard=self._guard, what=self._what
+            [Alternative((kv.present(at),), (kv.delete(at),))], guard=self.guard, what=self._what
         )
         return outcome.taken is not None
 
@@ -143,7 +143,7 @@ class Set(Collection):
         yield from agree(self._session, self.kind, self.name)
         for chunk in _chunks(keys):
             adds = [kv.nested((kv.absent(at),), (kv.put(at),)) for at in chunk]
-            yield from prove([Alternative((), adds)], guard=self._guard, what=self._what)
+            yield from prove([Alternative((), adds)], guard=self.guard, what=self._what)
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
@@ -166,7 +166,7 @@ class Set(Collection):
     def _clear(self) -> Operation[None]:
         yield from agree(self._session, self.kind, self.name)
         wipe = kv.delete(self._prefix, kv.prefix_end(self._prefix))
-        yield from prove([Alternative((), (wipe,))], guard=self._guard, what=self._what)
+        yield from prove([Alternative((), (wipe,))], guard=self.guard, what=self._what)
 
     def _at(self, value: Hashable) -> bytes:
         return self._prefix + encode_key(value)

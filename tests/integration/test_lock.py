@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import statistics
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,10 @@ from skyward_etcd.active import Connection
 from skyward_etcd.collections.lock import Hold
 from skyward_etcd.config import Limits
 from skyward_etcd.errors import HoldLost, LockTimeout, NotConnected, NotHeld
+from skyward_etcd.session.session import Session
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire import methods
+from skyward_etcd.wire.client import Wire
 from tests.integration.conftest import Opener
 from tests.integration.helpers import (
     Calls,
@@ -403,6 +409,129 @@ async def test_closing_the_session_frees_its_locks_and_ends_its_waits(
     assert stored(sky, "lock/held/") == []
     assert len(stored(sky, "lock/wanted/")) == 1
     await hold.release_async()
+
+
+# ---- what is written through a hold
+
+
+async def test_what_is_written_through_a_hold_is_written(sky: Connection, calls: Calls) -> None:
+    async with sky.lock("l") as hold:
+        entries = calls(hold.guard(sky.dict("d")))
+        members, counter = calls(hold.guard(sky.set("s"))), calls(hold.guard(sky.counter("c")))
+        await entries.set("k", 1)
+        await entries.update({str(number): number for number in range(250)})
+        assert await entries.compare_and_set("k", 1, 2)
+        assert await entries.setdefault("k", 9) == 2
+        assert await entries.pop("7") == 7
+        assert not await entries.delete("7")
+        assert await members.add("m")
+        assert not await members.add("m")
+        assert [await counter.increment(), await counter.increment(5), await counter.value()] == [1, 6, 6]
+        await counter.reset(10)
+        assert await counter.increment() == 11
+    assert await calls(sky.dict("d")).size() == 250
+
+
+WRITES: dict[str, Callable[[Connection, Hold, Calls], Awaitable[Any]]] = {
+    "dict.set": lambda sky, hold, calls: calls(hold.guard(sky.dict("d"))).set("k", "late"),
+    "strong dict.set": lambda sky, hold, calls: calls(hold.guard(sky.dict("d", consistency="strong"))).set("k", "late"),
+    "dict.update": lambda sky, hold, calls: calls(hold.guard(sky.dict("d"))).update({"k": "late", "j": "late"}),
+    "dict.pop": lambda sky, hold, calls: calls(hold.guard(sky.dict("d"))).pop("k"),
+    "dict.compare_and_set": lambda sky, hold, calls: calls(hold.guard(sky.dict("d"))).compare_and_set("k", "new", "x"),
+    "dict.clear": lambda sky, hold, calls: calls(hold.guard(sky.dict("d"))).clear(),
+    "set.add": lambda sky, hold, calls: calls(hold.guard(sky.set("s"))).add("late"),
+    "counter.increment": lambda sky, hold, calls: calls(hold.guard(sky.counter("c"))).increment(),
+    "counter.reset": lambda sky, hold, calls: calls(hold.guard(sky.counter("c"))).reset(99),
+}
+
+
+@pytest.mark.parametrize("ending", ["released", "lost"])
+@pytest.mark.parametrize("write", WRITES)
+async def test_what_is_written_through_a_hold_that_has_ended_is_refused(
+    solo: Connection, another: Opener, calls: Calls, write: str, ending: str
+) -> None:
+    hold: Hold = await calls(solo.lock("l")).acquire()
+    await calls(hold.guard(solo.counter("c"))).increment()
+    if ending == "lost":
+        revoke_lease(solo)
+    else:
+        await calls(hold).release()
+    other = another(solo)
+    async with other.lock("l") as theirs:
+        await calls(theirs.guard(other.dict("d"))).set("k", "new")
+        with pytest.raises(HoldLost, match="nothing was written"):
+            await WRITES[write](solo, hold, calls)
+        assert await calls(other.dict("d")).items() == [("k", "new")]
+        assert await calls(other.set("s")).size() == 0
+        assert await calls(other.counter("c")).value() == 1
+    assert await calls(solo.counter("c")).increment() == 2
+
+
+async def test_guarded_and_free_increments_keep_apart(solo: Connection) -> None:
+    """They are of one process, and so travel together where they can: what is refused takes nobody along."""
+    hold = await solo.lock("l").acquire_async()
+    counter, guarded = solo.counter("c"), hold.guard(solo.counter("c"))
+    await counter.increment_async()
+    mixed = [each.increment_async() for _ in range(20) for each in (counter, guarded)]
+    assert sorted(await asyncio.gather(*mixed)) == list(range(2, 42))
+    await hold.release_async()
+    mixed = [each.increment_async() for _ in range(20) for each in (counter, guarded)]
+    totals = await asyncio.gather(*mixed, return_exceptions=True)
+    assert sorted(total for total in totals if isinstance(total, int)) == list(range(42, 62))
+    assert sum(isinstance(total, HoldLost) for total in totals) == 20
+
+
+async def test_lost_answers_neither_refuse_nor_double_what_is_guarded(solo: Connection, calls: Calls) -> None:
+    async with solo.lock("l") as hold:
+        lossy = LossyWire(solo._session(), seed=8)
+        counter, members = calls(hold.guard(solo.counter("c"))), calls(hold.guard(solo.set("s")))
+        totals = [await counter.increment() for _ in range(20)]
+        added = [await members.add(number) for number in range(20)]
+    assert totals == list(range(1, 21))
+    assert all(added)
+    assert lossy.lost > 10
+
+
+def test_only_what_can_be_guarded_is(solo: Connection) -> None:
+    with solo.lock("l") as hold:
+        for collection in (solo.queue("q"), solo.barrier("b", n=1), solo.lock("l2")):
+            with pytest.raises(TypeError, match="dict, set or counter"):
+                hold.guard(collection)
+
+
+async def test_who_waits_for_the_loss_hears_of_it(solo: Connection, another: Opener, calls: Calls) -> None:
+    quick = another(solo, limits=Limits(ttl_s=5))
+    hold: Hold = await calls(quick.lock("l")).acquire()
+    assert not await calls(hold).wait_lost(timeout=0.01)
+    waiting = asyncio.ensure_future(calls(hold).wait_lost(timeout=20))
+    revoke_lease(quick)
+    assert await asyncio.wait_for(waiting, 10)
+
+
+async def test_a_thousand_holds_leave_one_lease(solo: Connection) -> None:
+    """Acquired and released, cancelled at some moment, or given up in time."""
+    session = solo._session()
+    before = leases(session)
+    lock, names = solo.lock("l"), random.Random(5)
+    for turn in range(1000):
+        running = asyncio.ensure_future(lock.acquire_async(timeout=0.0001 if turn % 3 == 1 else None))
+        if turn % 3 == 2:
+            await asyncio.sleep(names.uniform(0, 0.001))
+            running.cancel()
+        ended = (await asyncio.gather(running, return_exceptions=True))[0]
+        if isinstance(ended, Hold):
+            await ended.release_async()
+    await until(lambda: stored(solo) == [])
+    assert leases(session) == before
+
+
+def leases(session: Session) -> int:
+    """Return how many leases the cluster has."""
+    wire = Wire(session.endpoints)
+    try:
+        return len(wire.call(methods.LEASE_LEASES, pb.LeaseLeasesRequest(), timeout_s=3).leases)
+    finally:
+        wire.close()
 
 
 # ---- lost answers

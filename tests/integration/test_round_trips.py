@@ -40,7 +40,7 @@ CLASSES: Mapping[str, type] = {
     "dict": Dict, "set": Set, "counter": Counter, "queue": Queue, "barrier": Barrier, "lock": Lock, "hold": Hold,
 }  # fmt: skip
 
-ASKS_NOBODY = {"hold.valid"}
+ASKS_NOBODY = {"hold.valid", "hold.guard"}
 
 PATIENCE_S = 20.0
 
@@ -290,6 +290,34 @@ def of_a_barrier() -> Acts:
     )
 
 
+def guarded(kind: str) -> Callable[[World, World], Any]:
+    """Make the handle through a hold."""
+
+    def handle(ours: World, _theirs: World) -> Any:
+        assert ours.hold
+        return ours.hold.guard(getattr(ours, kind))
+
+    return handle
+
+
+def of_a_hold() -> Acts:
+    for operation, args in (("dict.set", ("k", 1)), ("set.add", (1,)), ("counter.increment", ())):
+        yield (
+            Row(operation, "through a hold's `guard`"),
+            Act(
+                args,
+                before=lambda ours, _: ours.take_lock(),
+                on=guarded(operation.partition(".")[0]),
+                after=lambda ours, _: ours.release(),
+            ),
+        )
+    yield Row("hold.release"), Act(before=lambda ours, _: ours.take_lock())
+    yield (
+        Row("hold.wait_lost"),
+        Act((0.01,), before=lambda ours, _: ours.take_lock(), after=lambda ours, _: ours.release()),
+    )
+
+
 def of_a_lock() -> Acts:
     yield Row("lock.acquire"), Act(after=lambda ours, _: ours.release())
     yield (
@@ -311,12 +339,11 @@ def of_a_lock() -> Acts:
         ),
     )
     yield Row("lock.release"), Act(first="acquire")
-    yield Row("hold.release"), Act(before=lambda ours, _: ours.take_lock())
 
 
 ACTS = {
     row: act
-    for acts in (of_a_dict(), of_a_set(), of_a_counter(), of_a_queue(), of_a_barrier(), of_a_lock())
+    for acts in (of_a_dict(), of_a_set(), of_a_counter(), of_a_queue(), of_a_barrier(), of_a_lock(), of_a_hold())
     for row, act in acts
 }
 

@@ -93,7 +93,10 @@ def enter_without_a_key(patch: pytest.MonkeyPatch) -> None:
 
 
 def write_through_a_lost_hold(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lock.Hold, "guard", lambda self, collection: collection)
+    def unguarded(_: lock.Hold, collection: Any) -> Any:
+        return collection
+
+    patch.setattr(lock.Hold, "guard", unguarded)
 
 
 def take_any_item(patch: pytest.MonkeyPatch) -> None:
