@@ -61,8 +61,19 @@ class Barrier(Collection):
         """`wait`, without blocking the event loop."""
         return await self._run_async(self._wait(timeout))
 
+    def abort(self) -> None:
+        """Break the barrier for all who wait and all who come, until somebody calls `reset`. Two round trips.
+
+        For a participant that cannot go on: nobody shall wait for it.
+        """
+        self._run(self._abort())
+
+    async def abort_async(self) -> None:
+        """`abort`, without blocking the event loop."""
+        await self._run_async(self._abort())
+
     def reset(self) -> None:
-        """Break the generation that is waited for, if any, and begin the next."""
+        """Break the generation that is waited for, if any, and begin the next; also after an `abort`."""
         self._run(self._reset())
 
     async def reset_async(self) -> None:
@@ -113,7 +124,11 @@ class Barrier(Collection):
     def _arrive(self) -> Operation[tuple[_Gate, int]]:
         """Put our arrival under the current generation. Return its gate, and how many had arrived before us."""
         gate = self._known_gate()
+        if gate.is_aborted:  # it may have been reset since
+            gate = yield from self._read_gate()
         while True:
+            if gate.is_aborted:
+                raise BrokenBarrier(f"{self._what} was aborted: nobody passes until somebody calls reset()")
             identity: Identity = yield Identify()
             arrivals = self._arrivals(gate)
             mine = arrivals + f"{identity.id}.{identity.serial():09d}".encode()
@@ -202,18 +217,30 @@ class Barrier(Collection):
 
     def _break(self, gate: _Gate) -> Operation[None]:
         """Move the gate on as broken, if it has not moved. Sent twice, it does nothing the second time."""
+        yield from self._move_on(gate, is_aborted=False)
+
+    def _move_on(self, gate: _Gate, *, is_aborted: bool) -> Operation[bool]:
         broken = (*gate.broken, gate.generation)[-_REMEMBERED:]
-        moving = self._moving(gate, _Gate(gate.generation + 1, broken))
-        yield from txn_repeatable(kv.txn((gate.is_unmoved(self._gate_key),), moving))
+        moving = self._moving(gate, _Gate(gate.generation + 1, broken, is_aborted))
+        reply = yield from txn_repeatable(kv.txn((gate.is_unmoved(self._gate_key),), moving))
+        return reply.succeeded
 
     def _moving(self, gate: _Gate, to: _Gate) -> tuple[kv.Op, ...]:
         arrivals = self._arrivals(gate)
         return kv.put(self._gate_key, to.text()), kv.delete(arrivals, kv.prefix_end(arrivals))
 
+    def _abort(self) -> Operation[None]:
+        """Move the gate on as aborted, wherever it is: a try that was applied, or another's, is seen by the next."""
+        yield from agree(self._session, self.kind, self.name, {"n": self.n})
+        while True:
+            gate = yield from self._read_gate()
+            if gate.is_aborted or (yield from self._move_on(gate, is_aborted=True)):
+                return
+
     def _reset(self) -> Operation[None]:
         yield from agree(self._session, self.kind, self.name, {"n": self.n})
         gate = yield from self._read_gate()
-        if (yield from self._count(gate)):
+        if gate.is_aborted or (yield from self._count(gate)):
             yield from self._break(gate)
 
     def _waiting(self) -> Operation[int]:
@@ -262,6 +289,7 @@ class _Gate:
 
     generation: int
     broken: tuple[int, ...] = ()
+    is_aborted: bool = False
     mod_revision: int = 0
     read_at: int = 0
     """The revision at which it was so."""
@@ -271,10 +299,17 @@ class _Gate:
     @classmethod
     def read(cls, found: kv.KeyValue) -> _Gate:
         state = json.loads(found.value)
-        return cls(state["generation"], tuple(state["broken"]), found.mod_revision, read_at=found.mod_revision)
+        return cls(
+            state["generation"],
+            tuple(state["broken"]),
+            state.get("aborted", False),
+            found.mod_revision,
+            read_at=found.mod_revision,
+        )
 
     def text(self) -> bytes:
-        return json.dumps({"generation": self.generation, "broken": self.broken}, separators=(",", ":")).encode()
+        state = {"generation": self.generation, "broken": self.broken}
+        return json.dumps(state | {"aborted": True} if self.is_aborted else state, separators=(",", ":")).encode()
 
     def tells_broken(self, generation: int) -> bool:
         """Tell whether a generation is broken, or so long ago that it is not known any more."""

@@ -167,6 +167,23 @@ async def test_reset_breaks_the_generation_that_waits(sky: Connection, another: 
         await waiting
 
 
+async def test_an_abort_turns_away_who_waits_and_who_comes_until_a_reset(
+    sky: Connection, another: Opener, calls: Calls
+) -> None:
+    ours, theirs = calls(sky.barrier("b", n=2)), calls(another(sky).barrier("b", n=2))
+    waiting = asyncio.ensure_future(ours.wait(timeout=20))
+    await until(lambda: sky.barrier("b", n=2).waiting() == 1)
+    await theirs.abort()
+    with pytest.raises(BrokenBarrier):
+        await waiting
+    await theirs.abort()
+    for barrier in (ours, theirs):
+        with pytest.raises(BrokenBarrier, match="reset"):
+            await barrier.wait(timeout=20)
+    await ours.reset()
+    assert sorted(await asyncio.gather(ours.wait(timeout=20), theirs.wait(timeout=20))) == [0, 1]
+
+
 async def test_a_killed_process_breaks_it_for_the_others(solo: Connection, scripts: Scripts, calls: Calls) -> None:
     participant = scripts.start(
         solo,

@@ -284,6 +284,7 @@ def of_a_barrier() -> Acts:
     yield Row("barrier.wait", "nobody comes in time"), Act((0.05,), raises=BrokenBarrier)
     yield Row("barrier.waiting"), Act()
     yield Row("barrier.reset", "nobody waits"), Act()
+    yield Row("barrier.abort"), Act(after=lambda ours, _: ours.barrier.reset())
     yield (
         Row("barrier.reset", "somebody waits"),
         Act(before=lambda _, theirs: theirs.wait_in_a_thread(), after=lambda _, theirs: theirs.join()),

@@ -437,6 +437,35 @@ async def meet(simulation: Simulation, process: Process) -> None:
 BARRIER = Scenario(use_barrier, judge_barrier, meet)
 
 
+async def abort_in_between(simulation: Simulation, process: Process) -> None:
+    """One aborts at some moment; nobody may be left waiting, for ever or for a minute, and nobody passes any more."""
+    barrier = Barrier(process.as_session(), "b", 3)
+    if process is simulation.processes[0]:
+        await simulation.sleep(simulation.rng.uniform(0.0, 0.05))
+        await barrier.abort_async()
+        simulation.scratch["aborted"] = simulation.now
+        return
+    with contextlib.suppress(BrokenBarrier, Unavailable):
+        while True:
+            began = simulation.now
+            await barrier.wait_async()
+            if began > simulation.scratch.get("aborted", began):
+                simulation.scratch["wrong"] = "somebody came after the abort, and passed"
+
+
+async def reset_and_meet(simulation: Simulation, process: Process) -> None:
+    await Barrier(process.as_session(), "b", 3).reset_async()
+    await meet(simulation, process)
+
+
+def judge_abort(simulation: Simulation) -> lin.Verdict:
+    wrong = simulation.scratch.get("wrong") or _failed(simulation)
+    return lin.Verdict(ok=not wrong, reason=wrong or "everybody was turned away")
+
+
+ABORTED_BARRIER = Scenario(abort_in_between, judge_abort, reset_and_meet, faults=LOSSY)
+
+
 async def hurry_through_barrier(simulation: Simulation, process: Process) -> None:
     """Give up about when the others come, so that a generation is broken and completed in the same moment."""
     barrier = Barrier(process.as_session(), "b", 3)
@@ -480,4 +509,5 @@ SCENARIOS = {
     "lock that guards": GUARDED,
     "barrier": BARRIER,
     "barrier in haste": HASTY_BARRIER,
+    "barrier that is aborted": ABORTED_BARRIER,
 }
