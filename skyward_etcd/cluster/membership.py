@@ -318,7 +318,7 @@ def hand_over(endpoint: str, *, tls: Tls | None = None) -> bool:
     """Let another member lead if the one at this endpoint does, and return whether another does now.
 
     To be called before a member is stopped, and long before it is removed: the others then need no election, and
-    clients see a gap of milliseconds. (Of a write that comes in just then, etcd 3.4 may say nothing: its client asks
+    clients see a gap of milliseconds. (Of a write that comes in just then, etcd may say nothing: its client asks
     again when its time is up.) Takes some seconds at most.
     """
     with contextlib.suppress(SkywardEtcdError), contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
