@@ -128,8 +128,8 @@ class Membership:
     def _close_if_told(self) -> None:
         """Close the connection, once nobody uses it."""
         if self._closing.is_set() and self._changing.acquire(blocking=False):
-            with contextlib.closing(self._wire):
-                self._changing.release()
+            self._changing.release()
+            self._wire.close()
 
     def _bring_in_or_undo(
         self, fresh: MemberSpec, start: Callable[[MemberSpec], None], check: Callable[[], None], deadline: float

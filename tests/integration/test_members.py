@@ -156,14 +156,15 @@ def test_a_member_that_dies_alone_is_replaced_under_its_node(etcd: Path) -> None
         assert pool.dict("kept", consistency="strong")["a"] == 1
 
 
-def test_a_node_that_is_told_to_go_hands_back_what_it_has() -> None:
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_node_that_is_told_to_go_hands_back_what_it_has(executor: Literal["thread", "process"]) -> None:
     @function
     def hold() -> None:
         active.lock("work").acquire()
         active.counter("held").increment()
         time.sleep(30)
 
-    with Compute(nodes=3) as pool:
+    with Compute(nodes=3, options=Options(worker=Worker(executor=executor))) as pool:
         call = pool.run_async(hold(), target=1)
         until(lambda: pool.counter("held").value == 1)
         pids = node_pids(pool)
