@@ -128,8 +128,8 @@ class Membership:
     def _close_if_told(self) -> None:
         """Close the connection, once nobody uses it."""
         if self._closing.is_set() and self._changing.acquire(blocking=False):
-            with contextlib.closing(self._wire):
-                self._changing.release()
+            self._changing.release()
+            self._wire.close()
 
     def _bring_in_or_undo(
         self, fresh: MemberSpec, start: Callable[[MemberSpec], None], check: Callable[[], None], deadline: float
@@ -318,7 +318,7 @@ def hand_over(endpoint: str, *, tls: Tls | None = None) -> bool:
     """Let another member lead if the one at this endpoint does, and return whether another does now.
 
     To be called before a member is stopped, and long before it is removed: the others then need no election, and
-    clients see a gap of milliseconds. (Of a write that comes in just then, etcd 3.4 may say nothing: its client asks
+    clients see a gap of milliseconds. (Of a write that comes in just then, etcd may say nothing: its client asks
     again when its time is up.) Takes some seconds at most.
     """
     with contextlib.suppress(SkywardEtcdError), contextlib.closing(Wire((endpoint,), tls=tls)) as wire:

@@ -59,6 +59,9 @@ class ThreadExecutor:
     def follow(self, message: Follow) -> None:
         """Nothing to do: the threads use the node's own session."""
 
+    def leave(self, timeout_s: float) -> None:
+        """Nothing to do either: the node hands back what its threads hold."""
+
     def close(self) -> None:
         """Leave the threads to the end of the process."""
 

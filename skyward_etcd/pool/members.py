@@ -91,7 +91,7 @@ class Members:
         try:
             self._membership.require_majority()
         except QuorumLost as error:
-            self._end(f"{reason}{self._why_not_restarted(member)}; with {error}")
+            self._end(f"{reason}{self._why_not_restarted(member)}; {error}")
             return False
         return True
 
@@ -143,7 +143,7 @@ class Members:
         self._vacant.put(node)
 
     def _end(self, reason: str) -> None:
-        self._on_end(QuorumLost(f"{reason}, the pool's state is lost"))
+        self._on_end(QuorumLost(f"{reason}: the pool is at its end"))
 
     def _why_not_restarted(self, member: MemberSpec) -> str:
         """Say what a sounder release would have saved: the only member may restart from its disk."""

@@ -31,6 +31,9 @@ from skyward_etcd.pool.protocol import (
 __all__ = ["main"]
 
 
+_HAND_BACK_S = 5.0
+
+
 def main() -> None:
     """Be a node until the driver says otherwise, or is gone."""
     channel = Channel(_inherited_socket())
@@ -110,7 +113,7 @@ class _Node:
 
     def _go(self) -> None:
         """End because somebody else says so, a spot notice for instance: first hand back, and let another lead."""
-        self._executor.close()
+        self._executor.leave(_HAND_BACK_S)
         if self._session:
             self._session.close()
         if self._member:

@@ -5,6 +5,7 @@ A worker that dies fails its call by name; the next call gets a new one.
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,6 +64,17 @@ class ProcessExecutor:
             self._config = replace(self._config, endpoints=message.endpoints)
             for worker in self._workers:
                 worker.pass_on(message)
+
+    def leave(self, timeout_s: float) -> None:
+        """Let all workers hand back what they hold, then end them."""
+        with self._guard:
+            links = [worker.link for worker in self._workers if worker.link]
+            for worker in self._workers:
+                worker.forget()  # their calls end with the node
+        for link in links:
+            link.process.send_signal(signal.SIGTERM)
+        for link in links:
+            link.join(timeout_s)
 
     def close(self) -> None:
         """End all workers."""
