@@ -23,13 +23,10 @@ from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Guard, prove
 from skyward_etcd.session import caller
 from skyward_etcd.session.session import Session
-from skyward_etcd.session.signals import Mutex
 
 __all__ = ["Hold", "Lock"]
 
 C = TypeVar("C", bound=Collection)
-
-_HOLDS = Mutex()
 
 
 class Lock(Collection):
@@ -123,8 +120,7 @@ class Lock(Collection):
                     raise Unavailable(f"{self._what}: not acquired: {error}") from error
                 raise
             hold = Hold(self._what, identity, key, token, who=who, session=self._session, release=self._release)
-            with _HOLDS:
-                self._session.kept[self._prefix] = (*self._holds(), hold)
+            self._session.kept[key] = hold
             return hold
 
     def _contend(self, identity: Identity, key: bytes, deadline: float | None) -> Operation[int]:
@@ -180,12 +176,7 @@ class Lock(Collection):
         if hold.is_released or hold.pid != os.getpid():
             raise NotHeld(f"{self._what}: this hold was released before, or is the parent process's")
         hold.is_released = True
-        with _HOLDS:
-            left = tuple(other for other in self._holds() if other is not hold)
-            if left:
-                self._session.kept[self._prefix] = left
-            else:
-                self._session.kept.pop(self._prefix, None)
+        self._session.kept.pop(hold.key, None)
         request = kv.txn((kv.created_at(hold.key, hold.token),), (kv.delete(hold.key),))
         try:
             reply, doubt = yield from once(request, request, what=self._what)
@@ -200,18 +191,18 @@ class Lock(Collection):
 
     def _held_by(self, who: caller.Caller) -> Hold:
         """Return the caller's hold, or the only one of a caller that has ended without giving it up."""
-        mine = [hold for hold in self._holds() if hold.who == who]
-        left = [hold for hold in self._holds() if hold.who.has_ended and hold.who.kind == who.kind]
+        holds = self._holds()
+        mine = [hold for hold in holds if hold.who == who]
+        left = [hold for hold in holds if hold.who.has_ended and hold.who.kind == who.kind]
         if not mine and len(left) != 1:
             raise NotHeld(
                 f"{self._what}: this {who.kind} does not hold it. Release it where it was acquired, or through the Hold"
             )
         return (mine or left)[-1]
 
-    def _holds(self) -> tuple[Hold, ...]:
-        """Return what this process holds of the lock: it is noted as long as that."""
-        holds: tuple[Hold, ...] = self._session.kept.get(self._prefix, ())
-        return holds
+    def _holds(self) -> list[Hold]:
+        """Return what this process holds of the lock, the newest last."""
+        return [hold for key, hold in list(self._session.kept.items()) if key.startswith(self._prefix)]
 
     def _who(self) -> bytes:
         return json.dumps({"node": self._session.node, "pid": os.getpid()}).encode()

@@ -152,8 +152,8 @@ class Mind(Protocol):
     """The highest revision it has seen or written."""
     notes: Notes
     """What collections remember to save a round trip: it may be forgotten at any time."""
-    kept: dict[Any, Any]
-    """What collections must not forget while this process lasts. Who puts something in takes it out."""
+    kept: dict[bytes, Any]
+    """What collections must not forget, under keys of theirs. Who puts something in takes it out."""
 
 
 class Slot(Protocol):

@@ -50,7 +50,6 @@ class Line:
 
 
 THREADS = Line()
-_MUTEX = threading.Lock()
 _LOOPS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = weakref.WeakKeyDictionary()
 
 
@@ -65,7 +64,8 @@ def line_of_loop() -> Line:
         return THREADS
     line = _LOOPS.get(loop)
     if line is None:
-        with _MUTEX:  # loops of other threads come at the same time
-            ended = next((other for other in _LOOPS if other.is_closed()), None)
-            line = _LOOPS[loop] = _LOOPS.pop(ended) if ended is not None else Line()
+        # Loops of other threads come at the same time. A lock would stay locked in a child that is forked meanwhile.
+        others = [other() for other in _LOOPS.keyrefs()]
+        ended = next((other for other in others if other is not None and other.is_closed()), None)
+        line = _LOOPS[loop] = _LOOPS.pop(ended, Line()) if ended is not None else Line()
     return line

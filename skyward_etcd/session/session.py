@@ -85,8 +85,8 @@ class Session:
         """The highest revision this session has seen or written."""
         self.notes = Notes()
         """What collections remember to save a round trip: bounded, and forgotten without harm."""
-        self.kept: dict[Any, Any] = {}
-        """What collections must not forget. Who puts something in takes it out."""
+        self.kept: dict[bytes, Any] = {}
+        """What collections must not forget, under keys of theirs. Who puts something in takes it out."""
         self._seen_lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False

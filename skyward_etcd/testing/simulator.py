@@ -351,7 +351,7 @@ class Process:
         self.codec = Codec()
         self.seen = 0
         self.notes = Notes()
-        self.kept: dict[Any, Any] = {}
+        self.kept: dict[bytes, Any] = {}
         self.identity: Identity | None = None
         self.is_alive = True
         self.paused_until = 0.0
