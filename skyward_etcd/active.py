@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+import copyreg
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from skyward_etcd import config
 from skyward_etcd.collections.barrier import Barrier
-from skyward_etcd.collections.base import Consistency
+from skyward_etcd.collections.base import Collection, Consistency, check_timeout
 from skyward_etcd.collections.counter import Counter
 from skyward_etcd.collections.dict import Dict
 from skyward_etcd.collections.lock import Lock
@@ -66,13 +67,17 @@ class Shared:
         participants = parties if n is None else n
         if participants is None:
             raise TypeError(f"barrier({name!r}): say how many meet there, as in barrier({name!r}, n=4)")
+        if parties is not None and parties != participants:
+            raise ValueError(f"barrier({name!r}): n={n} and parties={parties} mean the same, and differ")
         return Barrier(self._session(), name, participants)
 
-    def lock(self, name: str, timeout: float | None = None, *, ttl: float | None = None) -> Lock:  # noqa: ARG002
+    def lock(self, name: str, timeout: float | None = None, *, ttl: float | None = None) -> Lock:
         """Return the `Lock` of this name. ``timeout``: how long `acquire` waits, in seconds; ``None``: for ever.
 
         ``ttl`` is accepted for Skyward 0.11's sake, and not used: a dead holder's lock goes with its session's lease.
         """
+        if ttl is not None and not (check_timeout(ttl) or 0) > 0:
+            raise ValueError(f"lock({name!r}): ttl is a positive number of seconds, not {ttl!r}")
         return Lock(self._session(), name, timeout=timeout)
 
 
@@ -119,20 +124,35 @@ def connect(
     """Use the collections of a cluster that somebody else runs: ``with sky.connect(["host:2379"]): …``.
 
     Args:
-        endpoints: ``host:port`` of the members; by default from ``SKYWARD_ETCD_ENDPOINTS``.
+        endpoints: ``host:port`` of the members, or ``http://host:port``; by default from ``SKYWARD_ETCD_ENDPOINTS``.
         namespace: keeps programs apart; by default from ``SKYWARD_ETCD_NAMESPACE``, else ``default``.
         secret: signs and checks pickled values; by default from ``SKYWARD_ETCD_SECRET``; without it they are refused.
 
     Raises:
         NotConnected: there are no endpoints.
+        TypeError, ValueError: what was given is not ``host:port``, or no secret.
         Unavailable: no endpoint answers (on entering the block).
     """
-    where = tuple(endpoints) if endpoints is not None and not isinstance(endpoints, str) else endpoints
-    where = tuple(part.strip() for part in where.split(",")) if isinstance(where, str) else where
-    where = where or config.endpoints()
+    given = endpoints.split(",") if isinstance(endpoints, str) else endpoints
+    where = [_endpoint(one) for one in given or config.endpoints()]
     if not where:
         raise NotConnected('connect(): no endpoints. Pass endpoints=["host:2379"] or set SKYWARD_ETCD_ENDPOINTS')
+    if secret is not None and not isinstance(secret, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"connect(): a secret is bytes, not {type(secret).__name__}")
     return Connection(Session(where, namespace=namespace or config.namespace(), secret=secret or config.secret()))
+
+
+def _endpoint(text: object) -> str:
+    """Return ``host:port``, also from etcdctl's ``http://host:port``: a typo shall not look like a dead cluster."""
+    if not isinstance(text, str):
+        raise TypeError(f"connect(): an endpoint is text, as 'host:2379', not {text!r}")
+    if text.strip().startswith("https://"):
+        raise ValueError(f"connect(): {text!r}: TLS is not to be had in this release")
+    endpoint = text.strip().removeprefix("http://").rstrip("/")
+    host, _, port = endpoint.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"connect(): {text!r} is not host:port, as in 'localhost:2379'")
+    return endpoint
 
 
 # ---- the active session
@@ -187,3 +207,27 @@ counter = _active.counter
 queue = _active.queue
 barrier = _active.barrier
 lock = _active.lock
+
+
+# ---- handles that travel: what is sent to a function is the name, and there it means that pool's collection
+
+
+def _named(kind: str, name: str, options: Mapping[str, Any]) -> Collection:
+    make: Callable[..., Collection] = getattr(_active, kind)
+    return make(name, **options)
+
+
+def _as_name(handle: Collection) -> tuple[Callable[..., Collection], tuple[str, str, Mapping[str, Any]]]:
+    match handle:
+        case Barrier():
+            return _named, (handle.kind, handle.name, {"n": handle.n})
+        case Lock():
+            return _named, (handle.kind, handle.name, {"timeout": handle.timeout})
+        case Queue():
+            return _named, (handle.kind, handle.name, {})
+        case _:
+            return _named, (handle.kind, handle.name, {"consistency": handle.consistency})
+
+
+for _kind in (Barrier, Counter, Dict, Lock, Queue, Set):
+    copyreg.pickle(_kind, _as_name)

@@ -49,7 +49,7 @@ class Barrier(Collection):
     def wait(self, timeout: float | None = None) -> int:
         """Wait until ``n`` callers wait; return a number from 0 to n - 1 that is different for each of them.
 
-        One round trip, two for the last to arrive, and a wake-up. ``timeout`` in seconds; ``None``: for ever.
+        One round trip, three for the last to arrive, and a wake-up. ``timeout`` in seconds; ``None``: for ever.
 
         Raises:
             BrokenBarrier: a participant timed out (this one included), left, or died.
@@ -79,7 +79,7 @@ class Barrier(Collection):
     # ---- the algorithms
 
     def _wait(self, timeout: float | None) -> Operation[int]:
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
         yield from agree(self._session, self.kind, self.name, {"n": self.n})
         deadline = None if timeout is None else (yield Now()) + timeout
         sessions = self._session.layout.sessions

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+import math
+import numbers
+import operator
+from typing import ClassVar, Literal, Self, SupportsIndex, get_args
 
 from skyward_etcd.ops.layout import Kind, check_name
 from skyward_etcd.session.session import Session
@@ -34,11 +37,15 @@ def check_timeout(timeout: object) -> float | None:
     """
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real):  # numpy's numbers are some too
         raise TypeError(f"timeout is in seconds, or None to wait for ever, not {timeout!r}")
-    if not timeout >= 0:
+    try:
+        seconds = float(timeout)
+    except OverflowError:  # 10**400
+        seconds = math.inf if timeout == abs(timeout) else -math.inf
+    if not seconds >= 0:
         raise ValueError(f"timeout={timeout!r}: it is in seconds from 0, or None to wait for ever")
-    return timeout
+    return seconds
 
 
 def check_count(n: object, *, what: str) -> int:
@@ -48,17 +55,23 @@ def check_count(n: object, *, what: str) -> int:
         TypeError: it is not a whole number.
         ValueError: it is less than 1.
     """
-    if isinstance(n, bool) or not isinstance(n, int):
+    if isinstance(n, bool) or not isinstance(n, SupportsIndex):
         raise TypeError(f"{what} is a whole number, not {n!r}")
-    if n < 1:
-        raise ValueError(f"{what} is at least 1, not {n}")
-    return n
+    try:
+        number = operator.index(n)
+    except TypeError:  # an array of several
+        raise TypeError(f"{what} is a whole number, not {n!r}") from None
+    if number < 1:
+        raise ValueError(f"{what} is at least 1, not {number}")
+    return number
 
 
 class Collection:
     """A handle: only a name. It may be shared by threads and tasks, and made again at no cost."""
 
     kind: ClassVar[Kind]
+    has_levels: ClassVar[bool] = False
+    """Whether its reads are eventual or strong, as the handle says; else all operations are linearizable."""
 
     def __init__(self, session: Session, name: str, *, consistency: Consistency = "eventual") -> None:
         self.name = check_name(name, what=f"a {self.kind}'s name")
@@ -69,9 +82,15 @@ class Collection:
         self._prefix = session.layout.collection(self.kind, name)
         self._what = f"{self.kind} {name!r}"
 
+    def __copy__(self) -> Self:
+        return self  # a name has no state to copy
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
     @property
     def _strong(self) -> bool:
         return self.consistency == "strong"
 
     def __repr__(self) -> str:
-        return f"<{self._what}, {self.consistency}>"
+        return f"<{self._what}, {self.consistency}>" if self.has_levels else f"<{self._what}>"

@@ -43,6 +43,7 @@ class Counter(Collection):
     """
 
     kind = "counter"
+    has_levels = True
 
     # ---- reading
 

@@ -190,7 +190,7 @@ class Queue(Collection):
     # ---- the algorithms: getting
 
     def _get(self, n: int, timeout: float | None) -> Operation[list[Any]]:
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
         yield from agree(self._session, self.kind, self.name)
         found = yield from self._take(n)
         if not found and timeout != 0:
