@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+import copyreg
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from skyward_etcd import config
 from skyward_etcd.collections.barrier import Barrier
-from skyward_etcd.collections.base import Consistency
+from skyward_etcd.collections.base import Collection, Consistency, check_timeout
 from skyward_etcd.collections.counter import Counter
 from skyward_etcd.collections.dict import Dict
 from skyward_etcd.collections.lock import Lock
@@ -67,13 +68,17 @@ class Shared:
         participants = parties if n is None else n
         if participants is None:
             raise TypeError(f"barrier({name!r}): say how many meet there, as in barrier({name!r}, n=4)")
+        if parties is not None and parties != participants:
+            raise ValueError(f"barrier({name!r}): n={n} and parties={parties} mean the same, and differ")
         return Barrier(self._session(), name, participants)
 
-    def lock(self, name: str, timeout: float | None = None, *, ttl: float | None = None) -> Lock:  # noqa: ARG002
+    def lock(self, name: str, timeout: float | None = None, *, ttl: float | None = None) -> Lock:
         """Return the `Lock` of this name. ``timeout``: how long `acquire` waits, in seconds; ``None``: for ever.
 
         ``ttl`` is accepted for Skyward 0.11's sake, and not used: a dead holder's lock goes with its session's lease.
         """
+        if ttl is not None and not (check_timeout(ttl) or 0) > 0:
+            raise ValueError(f"lock({name!r}): ttl is a positive number of seconds, not {ttl!r}")
         return Lock(self._session(), name, timeout=timeout)
 
 
@@ -135,7 +140,7 @@ def connect(
     (1, 1)
 
     Args:
-        endpoints: ``host:port`` of the members; by default from ``SKYWARD_ETCD_ENDPOINTS``.
+        endpoints: ``host:port`` of the members, or ``http://host:port``; by default from ``SKYWARD_ETCD_ENDPOINTS``.
         namespace: keeps programs apart; by default from ``SKYWARD_ETCD_NAMESPACE``, else ``default``.
         secret: signs and checks pickled values; by default from ``SKYWARD_ETCD_SECRET``; without it they are refused.
         user: of etcd's own authentication; by default from ``SKYWARD_ETCD_USER``.
@@ -145,17 +150,19 @@ def connect(
     Raises:
         NotConnected: there are no endpoints.
         PermissionDenied: the cluster does not know the user (on entering the block).
+        TypeError, ValueError: what was given is not ``host:port``, or no secret.
         Unavailable: no endpoint answers (on entering the block).
     """
-    where = tuple(endpoints) if endpoints is not None and not isinstance(endpoints, str) else endpoints
-    where = tuple(part.strip() for part in where.split(",")) if isinstance(where, str) else where
-    where = where or config.endpoints()
+    given = endpoints.split(",") if isinstance(endpoints, str) else endpoints
+    where = list(given or config.endpoints())
     if not where:
         raise NotConnected('connect(): no endpoints. Pass endpoints=["host:2379"] or set SKYWARD_ETCD_ENDPOINTS')
     who = user or config.user()
     known = password if password is not None else config.password()
     if bool(who) != bool(known):
         raise ValueError("connect(): user and password go together (or SKYWARD_ETCD_USER and SKYWARD_ETCD_PASSWORD)")
+    if secret is not None and not isinstance(secret, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"connect(): a secret is bytes, not {type(secret).__name__}")
     return Connection(
         Session(
             where,
@@ -219,3 +226,29 @@ counter = _active.counter
 queue = _active.queue
 barrier = _active.barrier
 lock = _active.lock
+
+
+# ---- handles that travel: what is sent to a function is the name, and there it means that pool's collection
+
+
+def _named(kind: str, name: str, options: Mapping[str, Any]) -> Collection:
+    make: Callable[..., Collection] = getattr(_active, kind)
+    return make(name, **options)
+
+
+def _as_name(handle: Collection) -> tuple[Callable[..., Collection], tuple[str, str, Mapping[str, Any]]]:
+    if handle.guard is not None:
+        raise TypeError(f"{handle!r}: this handle writes through a hold, which stays where it was acquired")
+    match handle:
+        case Barrier():
+            return _named, (handle.kind, handle.name, {"n": handle.n})
+        case Lock():
+            return _named, (handle.kind, handle.name, {"timeout": handle.timeout})
+        case Queue():
+            return _named, (handle.kind, handle.name, {})
+        case _:
+            return _named, (handle.kind, handle.name, {"consistency": handle.consistency})
+
+
+for _kind in (Barrier, Counter, Dict, Lock, Queue, Set):
+    copyreg.pickle(_kind, _as_name)

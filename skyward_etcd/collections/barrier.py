@@ -49,7 +49,7 @@ class Barrier(Collection):
     def wait(self, timeout: float | None = None) -> int:
         """Wait until ``n`` callers wait; return a number from 0 to n - 1 that is different for each of them.
 
-        One round trip, two for the last to arrive, and a wake-up. ``timeout`` in seconds; ``None``: for ever.
+        One round trip, three for the last to arrive, and a wake-up. ``timeout`` in seconds; ``None``: for ever.
 
         Raises:
             BrokenBarrier: a participant timed out (this one included), left, or died.
@@ -91,8 +91,7 @@ class Barrier(Collection):
     # ---- the algorithms
 
     def _wait(self, timeout: float | None) -> Operation[int]:
-        check_timeout(timeout)
-        deadline: float | None = yield Deadline(timeout)
+        deadline: float | None = yield Deadline(check_timeout(timeout))
         yield from agree(self._session, self.kind, self.name, {"n": self.n})
         sessions = self._session.layout.sessions
         # Both are live before we arrive: neither the opening nor a death can go unnoticed.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from typing import ClassVar, Literal, TypeVar, get_args
+import math
+import numbers
+import operator
+from typing import ClassVar, Literal, Self, SupportsIndex, TypeVar, get_args
 
 from skyward_etcd.ops.layout import Kind, check_name
 from skyward_etcd.ops.proof import Guard
@@ -36,11 +38,15 @@ def check_timeout(timeout: object) -> float | None:
     """
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real):  # numpy's numbers are some too
         raise TypeError(f"timeout is in seconds, or None to wait for ever, not {timeout!r}")
-    if not timeout >= 0:
+    try:
+        seconds = float(timeout)
+    except OverflowError:  # 10**400
+        seconds = math.inf if timeout == abs(timeout) else -math.inf
+    if not seconds >= 0:
         raise ValueError(f"timeout={timeout!r}: it is in seconds from 0, or None to wait for ever")
-    return timeout
+    return seconds
 
 
 def check_count(n: object, *, what: str) -> int:
@@ -50,18 +56,23 @@ def check_count(n: object, *, what: str) -> int:
         TypeError: it is not a whole number.
         ValueError: it is less than 1.
     """
-    if isinstance(n, bool) or not isinstance(n, int):
+    if isinstance(n, bool) or not isinstance(n, SupportsIndex):
         raise TypeError(f"{what} is a whole number, not {n!r}")
-    if n < 1:
-        raise ValueError(f"{what} is at least 1, not {n}")
-    return n
+    try:
+        number = operator.index(n)
+    except TypeError:  # an array of several
+        raise TypeError(f"{what} is a whole number, not {n!r}") from None
+    if number < 1:
+        raise ValueError(f"{what} is at least 1, not {number}")
+    return number
 
 
 class Collection:
     """A handle: only a name. It may be shared by threads and tasks, and made again at no cost."""
 
     kind: ClassVar[Kind]
-    can_be_guarded: ClassVar[bool] = False
+    is_data: ClassVar[bool] = False
+    """Whether it stores what it is given: its reads have levels, and its writes may be guarded by a hold."""
 
     def __init__(self, session: Session, name: str, *, consistency: Consistency = "eventual") -> None:
         self.name = check_name(name, what=f"a {self.kind}'s name")
@@ -74,12 +85,18 @@ class Collection:
         self.guard: Guard | None = None
         """What must hold for what is written through this handle."""
 
+    def __copy__(self) -> Self:
+        return self  # a name has no state to copy
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
     @property
     def _strong(self) -> bool:
         return self.consistency == "strong"
 
     def __repr__(self) -> str:
-        return f"<{self._what}, {self.consistency}>"
+        return f"<{self._what}, {self.consistency}>" if self.is_data else f"<{self._what}>"
 
 
 C = TypeVar("C", bound=Collection)
@@ -91,8 +108,9 @@ def guarded(collection: C, guard: Guard) -> C:
     Raises:
         TypeError: this kind of collection knows no such writes.
     """
-    if not collection.can_be_guarded:
+    if not collection.is_data:
         raise TypeError(f"{collection!r}: only what is written to a dict, set or counter can be guarded by a hold")
-    handle = copy.copy(collection)
+    handle = object.__new__(type(collection))
+    handle.__dict__.update(collection.__dict__)
     handle.guard = guard
     return handle

@@ -43,7 +43,7 @@ class Counter(Collection):
     """
 
     kind = "counter"
-    can_be_guarded = True
+    is_data = True
 
     # ---- reading
 

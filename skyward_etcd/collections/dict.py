@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Final, final
 
 from skyward_etcd.collections.base import Collection
+from skyward_etcd.errors import UnsupportedType
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, recall
 from skyward_etcd.ops.effects import Operation
@@ -24,10 +25,13 @@ _COMPARED_BYTES = 64 * 1024
 
 @final
 class Absent:
-    """The type of `ABSENT`."""
+    """The type of `ABSENT`, of which there is one: it is still itself when it has been sent to a node."""
 
     def __repr__(self) -> str:
         return "ABSENT"
+
+    def __reduce__(self) -> str:
+        return "ABSENT"  # pickle's way to say: the global of this name
 
 
 ABSENT: Final = Absent()
@@ -50,7 +54,7 @@ class Dict(Collection):
     """
 
     kind = "dict"
-    can_be_guarded = True
+    is_data = True
 
     # ---- one entry
 
@@ -201,6 +205,9 @@ class Dict(Collection):
         for key in await self.keys_async():
             yield key
 
+    __reversed__ = None
+    """There is no order to turn around; without this, Python would ask for the keys len - 1 … 0."""
+
     def clear(self) -> None:
         """Remove all entries, at once. One round trip."""
         self._run(self._clear())
@@ -338,6 +345,8 @@ class Dict(Collection):
         return self._prefix + encode_key(key)
 
     def _encode(self, at: bytes, value: Any) -> bytes:
+        if value is ABSENT:
+            raise UnsupportedType(f"{self._what}: ABSENT is no value: it stands for no entry; use delete(key)")
         return self._session.codec.encode(value, key=at, what=self._what)
 
     def _decode(self, found: kv.KeyValue) -> Any:

@@ -33,7 +33,7 @@ class Set(Collection):
     """
 
     kind = "set"
-    can_be_guarded = True
+    is_data = True
 
     def add(self, value: Hashable) -> bool:
         """Add a member, and tell whether it is new. One round trip, exactly once; nothing is written if it is not.

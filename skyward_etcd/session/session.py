@@ -29,6 +29,7 @@ from skyward_etcd.session.janitor import Janitor
 from skyward_etcd.session.keeper import Keeper
 from skyward_etcd.session.signals import Signal, wait, wait_async
 from skyward_etcd.session.watch import WatchHub
+from skyward_etcd.wire.address import Address
 from skyward_etcd.wire.client import Login, Tls, Wire
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ class Session:
             raise ValueError(
                 f"ttl_s={limits.ttl_s}: a lease under {_SHORTEST_TTL_S:.0f} s is lost to a slow garbage collection"
             )
-        self.endpoints = tuple(endpoints)
+        self.endpoints = tuple(Address.parse(endpoint).text for endpoint in endpoints)
         self.layout = Layout(namespace)
         self.codec = Codec(secret, limit=limits.value_bytes)
         self.limits = limits

@@ -38,29 +38,38 @@ class Tls:
 class Address:
     """A parsed endpoint."""
 
-    text: str
     host: str
     """A host name or IP; a path if ``port`` is 0."""
     port: int
     wants_tls: bool
 
     @classmethod
-    def parse(cls, endpoint: str) -> Self:
+    def parse(cls, endpoint: object) -> Self:
         """Return the address of an endpoint.
 
         Raises:
-            ValueError: it is none.
+            TypeError: it is no text.
+            ValueError: it is no endpoint.
         """
-        scheme, separator, rest = endpoint.rpartition("://")
-        where = rest if separator else endpoint
+        if not isinstance(endpoint, str):
+            raise TypeError(f"an endpoint is text, as 'host:2379', not {endpoint!r}")
+        scheme, _, rest = endpoint.strip().rpartition("://")
+        where = rest.rstrip("/")
         is_unix = where.startswith("unix:") or scheme in ("unix", "unixs")
         if is_unix and where.removeprefix("unix:"):
-            return cls(endpoint, where.removeprefix("unix:"), 0, scheme == "unixs")
-        host, colon, port = where.rstrip("/").rpartition(":")
+            return cls(where.removeprefix("unix:"), 0, scheme == "unixs")
+        host, _, port = where.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if is_unix or scheme not in ("", "http", "https") or not (colon and host) or not _is_port(port):
+        if is_unix or scheme not in ("", "http", "https") or "/" in host or not host or not _is_port(port):
             raise ValueError(f"endpoint {endpoint!r} is not host:port, as in 127.0.0.1:2379")
-        return cls(endpoint, host, int(port), scheme == "https")
+        return cls(host, int(port), scheme == "https")
+
+    @property
+    def text(self) -> str:
+        """The endpoint in its shortest form."""
+        if not self.port:
+            return f"unixs://{self.host}" if self.wants_tls else f"unix:{self.host}"
+        return f"https://{self.authority}" if self.wants_tls else self.authority
 
     @property
     def authority(self) -> str:
@@ -91,8 +100,6 @@ class Address:
 
     def secured(self, plain: socket.socket, tls: Tls | None) -> socket.socket:
         """Return the socket, with TLS if it is wanted; the handshake blocks if the socket does."""
-        if tls is None and self.wants_tls:
-            raise ConnectionError("an https:// endpoint wants TLS: pass the cluster's CA")
         if tls is None:
             return plain
         blocks = plain.gettimeout() != 0

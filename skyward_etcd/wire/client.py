@@ -52,13 +52,11 @@ class Wire:
         login: Login | None = None,
         transport: str | None = None,
     ) -> None:
-        for endpoint in endpoints:
-            Address.parse(endpoint)
         self._tls = tls
         self._login = login
         self._token: Metadata = ()
         self._transport = transport or config.transport()
-        self._order = tuple(endpoints)
+        self._order = self._checked(endpoints)
         """The endpoints, the preferred one first: one attribute, so that a call needs no lock to read it."""
         self._lock = threading.Lock()
         self._channels: dict[str, Channel] = {}
@@ -146,11 +144,10 @@ class Wire:
 
         Calls that are under way at a member that is no longer named fail, as when it dies.
         """
-        for endpoint in endpoints:
-            Address.parse(endpoint)
+        order = self._checked(endpoints)
         with self._lock:
-            self._order = tuple(endpoints)
-            left = [self._channels.pop(each) for each in set(self._channels).difference(endpoints)]
+            self._order = order
+            left = [self._channels.pop(each) for each in set(self._channels).difference(order)]
         for channel in left:
             channel.close()
 
@@ -172,6 +169,12 @@ class Wire:
         self._lock = threading.Lock()
         for channel in self._channels.values():
             channel.after_fork()
+
+    def _checked(self, endpoints: Sequence[str]) -> tuple[str, ...]:
+        addresses = [Address.parse(endpoint) for endpoint in endpoints]
+        if self._tls is None and any(address.wants_tls for address in addresses):
+            raise ValueError("an https:// endpoint wants TLS: pass tls=Tls(ca=…)")
+        return tuple(address.text for address in addresses)
 
     def _open(self, endpoint: str) -> Channel:
         with self._lock:

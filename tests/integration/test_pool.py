@@ -662,6 +662,12 @@ def test_a_pool_that_is_closed_fails_what_it_still_had() -> None:
         _ = double(1) >> pool
 
 
+def test_what_is_no_call_of_a_function_is_refused(pool: Compute) -> None:
+    for wrong in (3, double, lambda: None):
+        with pytest.raises(TypeError, match="a call of a @function"):
+            pool.run(wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 def test_a_pool_cannot_be_opened_twice() -> None:
     with Compute(nodes=1, options=alone()) as pool:
         pass
@@ -715,6 +721,27 @@ def test_collections_are_shared_by_driver_nodes_and_workers() -> None:
             assert active.counter("uses").increment() == 2
     with pytest.raises(NotConnected):
         active.counter("uses").increment()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_handles_and_absent_can_be_sent_to_a_function(executor: Any) -> None:
+    from skyward_etcd import active
+    from skyward_etcd.collections.counter import Counter
+    from skyward_etcd.collections.dict import ABSENT
+
+    @function
+    def count(counter: Counter) -> int:
+        return counter.increment()
+
+    @function
+    def first(expected: object) -> bool:
+        return active.dict("firsts").compare_and_set("one", expected, "mine")
+
+    with Compute(nodes=2, options=Options(worker=Worker(executor=executor))) as pool:
+        counter = pool.counter("sent")
+        assert sorted(count(counter) @ pool) == [1, 2]
+        assert sorted(pool.map(lambda _: counter.increment(), range(3))) == [3, 4, 5]
+        assert [first(ABSENT) >> pool for _ in range(2)] == [True, False]
 
 
 def test_without_a_cluster_collections_say_so() -> None:
