@@ -25,6 +25,8 @@ class Order:
     """
 
     def __init__(self, pending: PendingFunction[Any]) -> None:
+        if not isinstance(pending, PendingFunction):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a pool runs what a call of a @function returns, not {pending!r}")
         self.name = name_of(pending.fn)
         streamed = streamed_arguments(pending.fn, pending.args, pending.kwargs)
         self.feeds: list[Iterator[Any]] = []

@@ -59,7 +59,10 @@ class Compute(Shared):
         if specs and kwargs:
             raise ValueError(f"give Spec(…) or {', '.join(kwargs)}, not both")
         self._specs = specs or (Spec(**kwargs),)
-        self._options = options or Options()
+        self._options = options if options is not None else Options()
+        for given, wanted in (*((one, Spec) for one in self._specs), (self._options, Options)):
+            if not isinstance(given, wanted):  # pyright: ignore[reportUnnecessaryIsInstance]  callers need not be typed
+                raise TypeError(f"Compute takes Spec(…), or nodes=… and so on, and options=Options(…), not {given!r}")
         if durable is not None and not self._options.clustered:
             raise ValueError("durable= keeps the cluster's state, and with cluster=False there is none")
         self.name = name or f"pool-{secrets.token_hex(3)}"

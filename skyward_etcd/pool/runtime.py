@@ -9,7 +9,8 @@ import os
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
@@ -248,8 +249,13 @@ def shard(
     ``total_nodes``, the share is everything.
 
     Raises:
+        TypeError: what was given has no order, as a set or a dict has none for this.
         ValueError: no data, one of several has a length that no other has, or ``node`` is not among ``total_nodes``.
     """
+    for one in data:
+        kind: Any = type(one)  # pyright: ignore[reportUnknownVariableType]  it is of whatever the caller has
+        if issubclass(kind, (AbstractSet, Mapping)) or not hasattr(kind, "__getitem__"):
+            raise TypeError(f"shard() takes sequences, arrays and tensors, not {kind.__name__}: make it a list")
     if not data:
         raise ValueError("shard() needs at least one sequence to share out")
     info = InstanceInfo.current() or InstanceInfo(node=0, total_nodes=1)

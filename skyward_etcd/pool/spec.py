@@ -44,8 +44,7 @@ class Nodes:
     min: int | None = None
 
     def __post_init__(self) -> None:
-        if self.desired < 0:
-            raise ValueError(f"desired is the number of nodes: 0 or more, not {self.desired}")
+        _check_whole("desired is the number of nodes", self.desired)
         most = self.desired if self.max is None else self.max
         least = self.desired if self.min is None else self.min
         if most < self.desired:
@@ -98,12 +97,8 @@ class Worker:
     reuse_processes: bool = True
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1:
-            raise ValueError(
-                f"concurrency is how many functions a node runs at a time: 1 or more, not {self.concurrency}"
-            )
-        if self.buffer < 0:
-            raise ValueError(f"buffer is a number of calls: 0 or more, not {self.buffer}")
+        _check_whole("concurrency is how many functions a node runs at a time", self.concurrency, least=1)
+        _check_whole("buffer is a number of calls", self.buffer)
         if self.executor not in ("auto", "thread", "process"):
             raise ValueError(f'executor is "thread", "process" or "auto", not {self.executor!r}')
         if not self.reuse_processes and self.executor != "process":
@@ -165,6 +160,8 @@ class Image:
 
     def __post_init__(self) -> None:
         for name, value in self.env.items():
+            if {type(name), type(value)} - {str}:
+                raise TypeError(f"env is of text, as in {{'DEBUG': '1'}}, not {name!r}: {value!r}")
             if not name or "=" in name or "\0" in name + value:
                 raise ValueError(f"{name!r} cannot be the name of an environment variable, or its value holds a NUL")
 
@@ -254,13 +251,19 @@ class Options:
         for timeout in (self.default_compute_timeout, self.provision_timeout, self.shutdown_timeout):
             if timeout is not None:
                 checked_timeout(timeout)
-        if self.retry_on_interruption < 0:
-            raise ValueError(f"retry_on_interruption is 0 or more, not {self.retry_on_interruption}")
+        _check_whole("retry_on_interruption is how often a lost call is run again", self.retry_on_interruption)
 
     @property
     def clustered(self) -> bool:
         """Whether the pool has an etcd cluster; yes unless told otherwise."""
         return self.cluster is not False
+
+
+def _check_whole(what: str, number: object, *, least: int = 0) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{what}: a whole number, not {number!r}")
+    if number < least:
+        raise ValueError(f"{what}: {least} or more, not {number}")
 
 
 _USED = {

@@ -36,8 +36,12 @@ MAKERS: list[Callable[[], Collection]] = [
 ]
 
 
+def _as_sent_to_a_node(handle: Collection) -> bytes:
+    return dumps(handle, lambda: "it")
+
+
 @pytest.mark.parametrize("make", MAKERS)
-@pytest.mark.parametrize("sender", [pickle.dumps, lambda handle: dumps(handle, lambda: "it")])
+@pytest.mark.parametrize("sender", [pickle.dumps, _as_sent_to_a_node])
 def test_a_handle_is_sent_as_its_name_and_means_what_is_active_there(
     make: Callable[[], Collection], sender: Callable[[Collection], bytes], session: Session
 ) -> None:

@@ -57,6 +57,13 @@ def test_outside_a_pool_the_share_is_everything() -> None:
     assert shard([1, 2, 3]) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("data", [{1, 2}, frozenset([1]), {0: "a", 1: "b"}, 5, iter([1])])
+def test_what_has_no_order_cannot_be_shared_out_on_any_node(data: Any) -> None:
+    for node in range(3):
+        with pytest.raises(TypeError, match=r"shard\(\) takes sequences"):
+            shard(data, node=node, total_nodes=3)
+
+
 def test_numpy_arrays_stay_arrays() -> None:
     shared = shard(np.arange(12).reshape(6, 2), node=1, total_nodes=3)
     assert isinstance(shared, np.ndarray)

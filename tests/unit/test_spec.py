@@ -52,6 +52,25 @@ def test_wrong_values_are_refused_when_they_are_said(wrong: Callable[[], object]
         wrong()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: Nodes(True),
+        lambda: Worker(concurrency=1.5),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: Worker(concurrency=True),
+        lambda: Worker(concurrency="2"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: Worker(buffer=None),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: Options(retry_on_interruption=0.5),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: Image(env={"A": 1}),  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+        lambda: Compute(3),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: Compute(options={}),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_wrong_types_are_refused_when_they_are_said(wrong: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match="not "):
+        wrong()
+
+
 def test_auto_means_threads() -> None:
     assert Worker().resolved_executor == "thread"
     assert Worker(executor="process").resolved_executor == "process"
