@@ -117,6 +117,7 @@ class Dict(Collection):
         """Remove an entry and return its value, or ``default``. One round trip; no two callers get the same value.
 
         Raises:
+            CorruptValue, UnsupportedType: the value cannot be read here; it was put back, unless there is another now.
             OutcomeUnknown: the answer was lost; it was removed once or not at all.
         """
         return self._run(self._pop(key, default))
@@ -258,9 +259,17 @@ class Dict(Collection):
         if outcome.taken is None:
             return default
         if outcome.responses is not None:
-            return self._decode(outcome.responses[0].response_delete_range.prev_kvs[0])
-        removed = yield from recall(at, outcome.revision - 1, what=self._what)
-        return self._decode(removed) if removed else default
+            removed: kv.KeyValue | None = outcome.responses[0].response_delete_range.prev_kvs[0]
+        else:
+            removed = yield from recall(at, outcome.revision - 1, what=self._what)
+        if removed is None:
+            return default
+        try:
+            return self._decode(removed)
+        except Exception:  # what this process cannot read, as it lacks the secret or the class, another one can
+            back = Alternative((kv.absent(at),), (kv.put(at, removed.value),))
+            yield from prove([back], what=self._what)
+            raise
 
     def _setdefault(self, key: Hashable, default: Any) -> Operation[Any]:
         at = self._at(key)

@@ -279,6 +279,16 @@ async def test_a_pickle_needs_the_secret(one_member: LocalCluster, opened: Opene
         await calls(opened(one_member.endpoints, secret=b"t" * 32).dict("d")).get("color")
 
 
+async def test_a_pop_that_cannot_read_the_value_leaves_it_there(
+    one_member: LocalCluster, opened: Opener, calls: Calls
+) -> None:
+    ours = calls(opened(one_member.endpoints, secret=b"s" * 32).dict("d", consistency="strong"))
+    await ours.set("color", Color.RED)
+    with pytest.raises(CorruptValue):
+        await calls(opened(one_member.endpoints, secret=b"t" * 32).dict("d")).pop("color")
+    assert await ours.pop("color") is Color.RED
+
+
 # ---- what a session sees
 
 
