@@ -6,8 +6,9 @@ import contextlib
 import copyreg
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from skyward_etcd import config
 from skyward_etcd.collections.barrier import Barrier
@@ -22,6 +23,7 @@ from skyward_etcd.session.session import Login, Session, Tls
 
 __all__ = [
     "Connection",
+    "NoSession",
     "Shared",
     "Tls",
     "activated",
@@ -47,15 +49,15 @@ class Shared:
     def _session(self) -> Session:
         raise NotImplementedError
 
-    def dict(self, name: str, *, consistency: Consistency = "eventual") -> Dict:
+    def dict(self, name: str, *, consistency: Consistency | None = "eventual") -> Dict:
         """Return the `Dict` of this name."""
         return Dict(self._session(), name, consistency=consistency)
 
-    def set(self, name: str, *, consistency: Consistency = "eventual") -> Set:
+    def set(self, name: str, *, consistency: Consistency | None = "eventual") -> Set:
         """Return the `Set` of this name."""
         return Set(self._session(), name, consistency=consistency)
 
-    def counter(self, name: str, *, consistency: Consistency = "eventual") -> Counter:
+    def counter(self, name: str, *, consistency: Consistency | None = "eventual") -> Counter:
         """Return the `Counter` of this name."""
         return Counter(self._session(), name, consistency=consistency)
 
@@ -176,20 +178,28 @@ def connect(
 
 # ---- the active session
 
-_here: ContextVar[Session | None] = ContextVar("skyward_etcd_session", default=None)
-_installed: list[Session] = []
+
+@dataclass(frozen=True, slots=True)
+class NoSession:
+    """Stands where a session would be, and says why there is none: a pool without a cluster."""
+
+    why: str
+
+
+S = TypeVar("S", bound=Session | NoSession)
+
+_here: ContextVar[Session | NoSession | None] = ContextVar("skyward_etcd_session", default=None)
+_installed: list[Session | NoSession] = []
 """Of the whole process, the last one counts: threads that a program starts do not inherit the context."""
-_why_none = [""]
 
 
-def install(session: Session | None, *, why: str = "") -> None:
-    """Make this the process's session, or with ``None`` say ``why`` there is none: for node processes."""
-    _installed[:] = [session] if session is not None else []
-    _why_none[0] = why
+def install(session: Session | NoSession) -> None:
+    """Make this the process's session: for node processes."""
+    _installed[:] = [session]
 
 
 @contextlib.contextmanager
-def activated(session: Session) -> Generator[Session]:
+def activated(session: S) -> Generator[S]:
     """Make this the session of the block, for its thread, its tasks and the threads that they start."""
     token = _here.set(session)
     _installed.append(session)
@@ -207,10 +217,12 @@ def current() -> Session:
     Raises:
         NotConnected: there is none, and why.
     """
-    session = _here.get() or (_installed[-1] if _installed else None)
-    if session is None:
-        raise NotConnected(_why_none[0] or _OUTSIDE)
-    return session
+    found = _here.get()
+    if found is None or found not in _installed:  # none here, or one whose block was left before an inner one was
+        found = _installed[-1] if _installed else NoSession(_OUTSIDE)
+    if isinstance(found, NoSession):
+        raise NotConnected(found.why)
+    return found
 
 
 class _Active(Shared):

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from skyward_etcd.cluster import binary
+from skyward_etcd.cluster.lifeline import SCRATCH
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken, require_space
 from skyward_etcd.errors import PoolError
 
@@ -181,7 +182,7 @@ class LocalCluster:
                 held.enter_context(claim(self._durable))
                 self.members = _start(etcd, self._count, self._durable, durable=True, timeout_s=timeout_s)
             else:
-                directory = Path(tempfile.mkdtemp(prefix="skyward-etcd-"))
+                directory = Path(tempfile.mkdtemp(prefix=SCRATCH))
                 held.callback(shutil.rmtree, directory, ignore_errors=True)
                 self.members = _start(etcd, self._count, directory, durable=False, timeout_s=timeout_s)
             self._held = held.pop_all()

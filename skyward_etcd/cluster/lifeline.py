@@ -7,12 +7,12 @@ so that it costs about 10 ms. ``FD`` is one end of a stream socket whose other e
 - every byte that we read is the number of a signal for the command. Only we can send one safely: as long as we have
   not reaped the command, its process id cannot belong to anything else;
 - end of file: the owner is gone. The command gets SIGTERM and ``SECONDS`` to obey if there is a ``--grace``, then it is
-  killed with all its descendants, and ``DIR`` is removed, with the directory that held it if nothing else is in there.
+  killed with all its descendants, and ``DIR`` is removed, with a temporary directory of ours that held nothing else.
 
 Our exit code is the command's, or 128 + the number of the signal that ended it.
 """
 
-# ruff: noqa: PTH106, PTH110, PTH120, SIM105 - contextlib and pathlib would take longer to import than all the rest
+# ruff: noqa: PTH106, PTH110, PTH119, PTH120, SIM105 - contextlib and pathlib would take longer to import than all the rest
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ import sys
 
 # Plain numbers: the signal module imports enum, which would be a third of our start.
 SIGKILL, SIGTERM = 9, 15
+SCRATCH = "skyward-etcd-"
+"""How the names of temporary directories begin that are ours to remove."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -123,10 +125,12 @@ def remove(directory: str) -> None:
         if not os.path.exists(directory):
             break
         time.sleep(0.02)
-    try:
-        os.rmdir(os.path.dirname(directory))
-    except OSError:  # not empty: another member's turn, or not ours to remove
-        pass
+    above = os.path.dirname(directory)
+    if os.path.basename(above).startswith(SCRATCH):  # and not, for instance, the user's empty TMPDIR
+        try:
+            os.rmdir(above)
+        except OSError:  # not empty: another member's turn
+            pass
 
 
 if __name__ == "__main__":

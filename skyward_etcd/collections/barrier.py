@@ -113,6 +113,7 @@ class Barrier(Collection):
                 raise
             except BaseException:
                 if gate is not None:
+                    self._session.notes[self._left_key] = gate
                     yield Later(partial(self._break, gate))
                 raise
             finally:
@@ -123,7 +124,12 @@ class Barrier(Collection):
     def _arrive(self) -> Operation[tuple[_Gate, int]]:
         """Put our arrival under the current generation. Return its gate, and how many had arrived before us."""
         gate = self._known_gate()
-        if gate.is_aborted:  # it may have been reset since
+        left: _Gate | None = self._session.notes.get(self._left_key)
+        if left is not None and left.generation >= gate.generation:
+            # A call of this process was cancelled, and will break that generation: what comes now is of the next.
+            yield from self._break(left)
+            gate = yield from self._read_gate()
+        elif gate.is_aborted:  # it may have been reset since
             gate = yield from self._read_gate()
         while True:
             if gate.is_aborted:
@@ -147,6 +153,9 @@ class Barrier(Collection):
                 continue
             except OutcomeUnknown as error:  # of our arrival, which breaks the generation if it is there
                 raise Unavailable(f"{self._what}: could not be waited for: {error}") from error
+            except BaseException:  # we may have arrived
+                self._session.notes[self._left_key] = gate
+                raise
             if outcome.taken is None:
                 gate = yield from self._read_gate()
                 continue
@@ -270,6 +279,10 @@ class Barrier(Collection):
         if gate.read_at >= self._known_gate().read_at:
             self._session.notes[self._prefix] = gate
         return gate
+
+    @property
+    def _left_key(self) -> tuple[bytes, str]:
+        return self._prefix, "left"
 
     @property
     def _gate_key(self) -> bytes:

@@ -74,7 +74,7 @@ class Collection:
     is_data: ClassVar[bool] = False
     """Whether it stores what it is given: its reads have levels, and its writes may be guarded by a hold."""
 
-    def __init__(self, session: Session, name: str, *, consistency: Consistency = "eventual") -> None:
+    def __init__(self, session: Session, name: str, *, consistency: Consistency | None = "eventual") -> None:
         self.name = check_name(name, what=f"a {self.kind}'s name")
         self.consistency = check_consistency(consistency)
         self._session = session

@@ -10,9 +10,10 @@ import logging
 import operator
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 from skyward_etcd.collections.base import Collection
-from skyward_etcd.errors import Compacted, HoldLost, OutcomeUnknown, SkywardEtcdError
+from skyward_etcd.errors import Compacted, CorruptValue, HoldLost, OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import once, range_
 from skyward_etcd.ops.effects import Await, Identify, Identity, Operation, Watch
@@ -75,30 +76,30 @@ class Counter(Collection):
         Raises:
             OutcomeUnknown: the answer was lost, and so was the way to find out; it was added once or not at all.
         """
-        return self._run(self._add(_check(n), caller.THREADS))
+        return self._run(self._add(self._number(n), caller.THREADS))
 
     async def increment_async(self, n: int = 1) -> int:
         """`increment`, without blocking the event loop."""
-        return await self._run_async(self._add(_check(n), caller.line_of_loop()))
+        return await self._run_async(self._add(self._number(n), caller.line_of_loop()))
 
     def decrement(self, n: int = 1) -> int:
         """Subtract ``n`` and return the new total, like `increment`."""
-        return self._run(self._add(-_check(n), caller.THREADS))
+        return self._run(self._add(-self._number(n), caller.THREADS))
 
     async def decrement_async(self, n: int = 1) -> int:
         """`decrement`, without blocking the event loop."""
-        return await self._run_async(self._add(-_check(n), caller.line_of_loop()))
+        return await self._run_async(self._add(-self._number(n), caller.line_of_loop()))
 
     add = increment
     add_async = increment_async
 
     def reset(self, value: int = 0) -> None:
         """Set the total to ``value``, atomically: no increment is half in it. One round trip."""
-        self._run(self._reset(_check(value)))
+        self._run(self._reset(self._number(value)))
 
     async def reset_async(self, value: int = 0) -> None:
         """`reset`, without blocking the event loop."""
-        await self._run_async(self._reset(_check(value)))
+        await self._run_async(self._reset(self._number(value)))
 
     # ---- the algorithms
 
@@ -257,7 +258,7 @@ class Counter(Collection):
         for found in dead:
             compares.append(kv.modified_at(found.key, found.mod_revision))
             compares.append(kv.absent(sessions + self._session_of(found.key)))
-        total = _total(dead) + (int(base.value) if base else 0)
+        total = _total(dead) + (_stored(base) if base else 0)
         # Sent once more or refused because somebody else folded: either way the sum stays what it is.
         request = kv.txn(compares, [kv.put(self._base, b"%d" % total), *(kv.delete(found.key) for found in dead)])
         yield from once(request, request, what=self._what)
@@ -271,6 +272,14 @@ class Counter(Collection):
 
     def _session_of(self, shard: bytes) -> bytes:
         return shard.removeprefix(self._shards).partition(b".")[0]
+
+    def _number(self, n: int) -> int:
+        if isinstance(n, bool) or not isinstance(n, SupportsIndex):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{self._what} counts in whole numbers, not {n!r}")
+        n = operator.index(n)
+        if n.bit_length() > _MOST_BITS:
+            raise ValueError(f"{self._what} takes numbers of up to {_MOST_BITS} bits, not {n.bit_length()}")
+        return n
 
     @property
     def _base(self) -> bytes:
@@ -384,15 +393,15 @@ class _Shard:
         heirs[0].signal.set()
 
 
-def _check(n: int) -> int:
-    n = operator.index(n)
-    if n.bit_length() > _MOST_BITS:
-        raise ValueError(f"a counter takes numbers of up to {_MOST_BITS} bits, not {n.bit_length()}")
-    return n
-
-
 def _total(kvs: Iterable[kv.KeyValue]) -> int:
-    return sum(int(found.value) for found in kvs)
+    return sum(map(_stored, kvs))
+
+
+def _stored(found: kv.KeyValue) -> int:
+    try:
+        return int(found.value)
+    except ValueError:
+        raise CorruptValue(f"{found.key.decode()} is {found.value!r}: no counter has written that") from None
 
 
 def _running(total: int, amounts: Sequence[int]) -> list[int]:

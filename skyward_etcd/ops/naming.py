@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
-from skyward_etcd.errors import WrongKind
+from skyward_etcd.errors import CorruptValue, WrongKind
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import txn_repeatable
 from skyward_etcd.ops.effects import Mind, Operation
@@ -47,7 +48,7 @@ def agree(mind: Mind, kind: Kind, name: str, settings: Mapping[str, int] | None 
     for other, key in keys.items():
         if key in found and other != kind:
             raise WrongKind(f"{kind} {name!r}: this name is a {other} already; give the {kind} another name")
-    stored = json.loads(found.get(keys[kind], b"null")) or expected
+    stored = _read(keys[kind], found.get(keys[kind], b"null")) or expected
     if stored != expected:
         raise ValueError(f"{kind} {name!r} was made with {_without_kind(stored)}, not {_without_kind(expected)}")
     mind.notes[agreed] = True
@@ -55,6 +56,13 @@ def agree(mind: Mind, kind: Kind, name: str, settings: Mapping[str, int] | None 
 
 def _found(reply: pb.TxnResponse) -> dict[bytes, bytes]:
     return {found.key: found.value for response in reply.responses for found in response.response_range.kvs}
+
+
+def _read(key: bytes, value: bytes) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise CorruptValue(f"{key.decode()} is {value!r}: not what this library writes there") from None
 
 
 def _without_kind(settings: Mapping[str, object]) -> str:

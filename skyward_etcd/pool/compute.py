@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
-from skyward_etcd.active import Shared
+from skyward_etcd.active import NoSession, Shared
 from skyward_etcd.active import activated as activated_session
 from skyward_etcd.errors import NotConnected, PoolError
 from skyward_etcd.pool import context, fleet, spec
@@ -25,7 +25,7 @@ from skyward_etcd.pool.dispatch import Dispatcher
 from skyward_etcd.pool.function import FunctionFuture, PendingFunction, PendingFunctionGroup
 from skyward_etcd.pool.progress import wait_for_all
 from skyward_etcd.pool.spec import Nodes, Options, Spec, SpecKwargs, Worker
-from skyward_etcd.session.session import Session
+from skyward_etcd.session.session import Session, check_namespace
 
 __all__ = ["Compute"]
 
@@ -81,7 +81,7 @@ class Compute(Shared):
             clustered=self._options.clustered,
             spot=self._specs[0].allocation == "spot",
             durable=Path(durable).absolute() if durable is not None else None,
-            namespace=namespace,
+            namespace=check_namespace(namespace),
             etcd=etcd,
             env=dict(self._specs[0].image.env),
             start_s=self._options.provision_timeout or _START_S,
@@ -270,16 +270,19 @@ class Compute(Shared):
     def _session(self) -> Session:
         if self._own_session is None:
             raise NotConnected(
-                f"{self.name} has no cluster: it was made with Options(cluster=False)"
-                if not self._options.clustered
-                else f"{self.name} is {self._state}: use its collections inside its with block"
+                f"{self.name} is {self._state}: use its collections inside its with block"
+                if self._options.clustered
+                else self._no_cluster
             )
         return self._own_session
 
+    @property
+    def _no_cluster(self) -> str:
+        return f"{self.name} has no cluster: it was made with Options(cluster=False)"
+
     def _activate(self) -> None:
         self._leave.enter_context(context.activated(self))
-        if self._own_session:
-            self._leave.enter_context(activated_session(self._own_session))
+        self._leave.enter_context(activated_session(self._own_session or NoSession(self._no_cluster)))
 
     def _call(self, pending: PendingFunction[Any], order: Order, *, target: int | None = None) -> Call:
         timeout = pending.timeout if pending.timeout is not None else self._options.default_compute_timeout

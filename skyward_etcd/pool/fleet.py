@@ -16,6 +16,7 @@ from pathlib import Path
 
 from skyward_etcd.cluster import binary, bootstrap
 from skyward_etcd.cluster.binary import Etcd, Verdict
+from skyward_etcd.cluster.lifeline import SCRATCH
 from skyward_etcd.cluster.member import MemberSpec, PortTaken
 from skyward_etcd.errors import PoolError, QuorumLost
 from skyward_etcd.pool.call import Call
@@ -168,7 +169,7 @@ class Fleet:
         ]
 
     def _new_scratch(self) -> Path:
-        self._scratch.append(Path(tempfile.mkdtemp(prefix="skyward-etcd-")))
+        self._scratch.append(Path(tempfile.mkdtemp(prefix=SCRATCH)))
         return self._scratch[-1]
 
     def _start(self, info: InstanceInfo) -> NodeHandle:

@@ -193,7 +193,7 @@ def _join(config: NodeConfig) -> Any:
     from skyward_etcd import active
 
     if not config.endpoints:
-        active.install(None, why="this pool has no cluster: it was made with Options(cluster=False)")
+        active.install(active.NoSession("this pool has no cluster: it was made with Options(cluster=False)"))
         return None
     from skyward_etcd.session.session import Session
 

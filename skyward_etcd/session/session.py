@@ -34,10 +34,19 @@ from skyward_etcd.wire.client import Login, Tls, Wire
 
 T = TypeVar("T")
 
-__all__ = ["Login", "Session", "Tls"]
+__all__ = ["Login", "Session", "Tls", "check_namespace"]
 
 _SHORTEST_TTL_S = 5.0
 _DEFAULT_LIMITS = Limits()
+
+
+def check_namespace(namespace: str) -> str:
+    """Return the namespace if it can be one.
+
+    Raises:
+        TypeError, ValueError: it is no text, empty, or too long.
+    """
+    return Layout(namespace).namespace
 
 
 class Session:

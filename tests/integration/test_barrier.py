@@ -167,6 +167,17 @@ async def test_reset_breaks_the_generation_that_waits(sky: Connection, another: 
         await waiting
 
 
+async def test_what_comes_after_a_cancelled_wait_belongs_to_the_next_generation(sky: Connection) -> None:
+    barrier = sky.barrier("b", n=2)
+    for _ in range(10):
+        cancelled = asyncio.ensure_future(barrier.wait_async())
+        await until(lambda: sky.barrier("b", n=2).waiting() == 1)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        both = [barrier.wait_async(timeout=20) for _ in range(2)]
+        assert sorted(await asyncio.gather(*both)) == [0, 1]
+
+
 async def test_an_abort_turns_away_who_waits_and_who_comes_until_a_reset(
     sky: Connection, another: Opener, calls: Calls
 ) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from skyward_etcd.active import Connection
+from skyward_etcd.errors import CorruptValue
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire import methods
 from tests.integration.conftest import Opener
 from tests.integration.helpers import (
     Calls,
@@ -197,3 +200,11 @@ async def test_a_cancelled_increment_does_not_disturb_the_others(solo: Connectio
     counted = await c.value_async()
     assert 1 + 120 - unsure <= counted <= 1 + 120
     assert await c.increment_async() == counted + 1
+
+
+def test_what_no_counter_has_written_is_told_apart(solo: Connection) -> None:
+    session = solo._session()
+    key = session.layout.collection("counter", "c") + b"base"
+    session.wire.call(methods.PUT, pb.PutRequest(key=key, value=b"by hand"), timeout_s=3)
+    with pytest.raises(CorruptValue, match="by hand"):
+        solo.counter("c").increment()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import skyward_etcd as sky
-from skyward_etcd.active import activated
+from skyward_etcd.active import NoSession, activated
 from skyward_etcd.collections.base import Collection, check_count, check_timeout, guarded
 from skyward_etcd.collections.dict import Dict
 from skyward_etcd.errors import NotConnected, UnsupportedType
@@ -62,6 +62,29 @@ def test_a_handle_is_sent_as_its_name_and_means_what_is_active_there(
             assert getattr(revived, option, None) == getattr(make(), option, None)
     with pytest.raises(NotConnected):
         pickle.loads(sent)
+
+
+def test_blocks_that_are_left_out_of_order_leave_what_is_still_open(session: Session) -> None:
+    other = Session(["127.0.0.1:2"], namespace="other")
+    first, second = activated(session), activated(other)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert vars(sky.dict("d"))["_session"] is other
+    second.__exit__(None, None, None)
+    with pytest.raises(NotConnected, match="no active pool"):
+        sky.dict("d")
+
+
+def test_a_pool_without_a_cluster_hides_the_one_around_it(session: Session) -> None:
+    with activated(session), activated(NoSession("it has none")), pytest.raises(NotConnected, match="it has none"):
+        sky.dict("d")
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, "1", None])
+def test_a_counter_counts_in_whole_numbers(session: Session, wrong: Any) -> None:
+    with activated(session), pytest.raises(TypeError, match="counter 'c'"):
+        sky.counter("c").increment(wrong)
 
 
 def test_a_handle_that_writes_through_a_hold_stays_with_its_holder(session: Session) -> None:

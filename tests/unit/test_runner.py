@@ -35,7 +35,11 @@ class Mute:
         self.wire = SimpleNamespace(call=self._call, call_async=self._call_async, endpoints=("nowhere:1",))
         self.closed: list[bool] = []
         watching = SimpleNamespace(live=Signal(), check=lambda: None, close=lambda: self.closed.append(True))
-        self.hub = SimpleNamespace(open=lambda *_, **__: watching)
+
+        def watch(*_: Any, **__: Any) -> SimpleNamespace:
+            return watching
+
+        self.hub = SimpleNamespace(open=watch)
 
     def join(self) -> None: ...
 
