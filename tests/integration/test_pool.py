@@ -75,6 +75,14 @@ def pid() -> int:
 
 
 @function
+def meet(place: Path, number: int) -> int:
+    """Return the node once as many have come to the place."""
+    (place / f"{os.getpid()}-{threading.get_ident()}").touch()
+    until(lambda: len(list(place.iterdir())) >= number, 30)
+    return instance_info().node
+
+
+@function
 def rest(seconds: float) -> int:
     time.sleep(seconds)
     return instance_info().node
@@ -131,19 +139,16 @@ def test_a_call_can_ask_for_its_node(pool: Compute) -> None:
         pool.run(where(), target=2)
 
 
-def test_nodes_take_turns_and_a_busy_one_holds_nobody_up(pool: Compute) -> None:
-    slow = [pool.run_async(rest(2), target=0) for _ in range(2)]
-    started = time.monotonic()
+def test_nodes_take_turns_and_a_busy_one_holds_nobody_up(pool: Compute, tmp_path: Path) -> None:
+    busy = [pool.run_async(meet(tmp_path, 3), target=0) for _ in range(2)]
     assert pool.map(lambda _: instance_info().node, range(6)) == [1] * 6
-    assert time.monotonic() - started < 1.5
-    assert [call.result() for call in slow] == [0, 0]
+    assert pool.run(meet(tmp_path, 3), target=1) == 1
+    assert [call.result() for call in busy] == [0, 0]
 
 
-def test_a_node_runs_as_many_functions_at_a_time_as_it_has_places(pool: Compute) -> None:
+def test_a_node_runs_as_many_functions_at_a_time_as_it_has_places(pool: Compute, tmp_path: Path) -> None:
     assert (pool.concurrency, pool.current_nodes()) == (2, 2)
-    started = time.monotonic()
-    assert sorted(gather(*(rest(0.4) for _ in range(4))) >> pool) == [0, 0, 1, 1]
-    assert 0.4 < time.monotonic() - started < 0.75
+    assert sorted(gather(*(meet(tmp_path, 4) for _ in range(4))) >> pool) == [0, 0, 1, 1], "all at the same time"
 
 
 def test_each_share_goes_to_its_node(pool: Compute) -> None:
@@ -307,7 +312,7 @@ def test_a_function_that_overruns_its_timeout_leaves_a_usable_node(pool: Compute
         with pytest.raises(TimeoutError, match=r"more than 0\.2 s on node 1"):
             pool.run(rest(30).with_timeout(0.2), target=1)
     assert pool.run(where(), target=1) == 1
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25, "nobody waited for one of them"
 
 
 def test_a_queued_call_can_be_cancelled(pool: Compute) -> None:
