@@ -34,12 +34,7 @@ class Mute:
         self.limits_given: list[float] = []
         self.wire = SimpleNamespace(call=self._call, call_async=self._call_async, endpoints=("nowhere:1",))
         self.closed: list[bool] = []
-        watching = SimpleNamespace(live=Signal(), check=lambda: None, close=lambda: self.closed.append(True))
-
-        def watch(*_: Any, **__: Any) -> SimpleNamespace:
-            return watching
-
-        self.hub = SimpleNamespace(open=watch)
+        self.hub = SimpleNamespace(open=self._open)
 
     def join(self) -> None: ...
 
@@ -47,6 +42,9 @@ class Mute:
 
     def joined_identity(self) -> None:
         raise NotConnected("no lease")
+
+    def _open(self, *_: Any, **__: Any) -> Any:
+        return SimpleNamespace(live=Signal(), check=lambda: None, close=lambda: self.closed.append(True))
 
     def _call(self, method: Any, request: Any, *, timeout_s: float) -> None:
         self.limits_given.append(timeout_s)
