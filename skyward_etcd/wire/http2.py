@@ -7,6 +7,7 @@ is the cluster whose data we hold anyway.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -131,8 +132,10 @@ class Http2:
         self._has_begun = False
         self._next_id = 1
         self._open: dict[int, Exchange] = {}
-        self._waiting: deque[Exchange] = deque()
-        """Calls beyond what the server takes at a time, and calls whose data has to wait for a window."""
+        self._queue: deque[Exchange] = deque()
+        """Calls beyond what the server takes at a time: it has not heard of them."""
+        self._stalled: dict[Exchange, None] = {}
+        """Calls whose data has to wait for a window, in the order in which they came."""
         self._window = _DEFAULT_WINDOW
         self._first_window = _DEFAULT_WINDOW
         self._largest_frame = 16_384
@@ -163,7 +166,7 @@ class Http2:
     @property
     def is_idle(self) -> bool:
         """Whether no call is under way."""
-        return not self._open and not self._waiting
+        return not self._open and not self._queue
 
     def take(self) -> bytearray:
         """Return what is to be written now, and forget it."""
@@ -180,8 +183,8 @@ class Http2:
         if message is not None:
             exchange.unsent = _MESSAGE.pack(0, len(message)) + message
         exchange.ends = ends
-        if self._waiting or len(self._open) >= self._at_once:
-            self._waiting.append(exchange)
+        if len(self._open) >= self._at_once:
+            self._queue.append(exchange)
         else:
             self._start(exchange)
         return exchange
@@ -190,14 +193,16 @@ class Http2:
         """Add a message to a call that has not ended its side."""
         exchange.unsent += _MESSAGE.pack(0, len(message)) + message
         exchange.sent = False
-        if exchange.id and exchange not in self._waiting:
+        if exchange.id and exchange not in self._stalled:
             self._push(exchange)
 
     def cancel(self, exchange: Exchange) -> None:
         """Give a call up. The server stops working on it, if it has not finished."""
-        if exchange in self._waiting:
-            self._waiting.remove(exchange)
-        if self._open.pop(exchange.id, None) is not None:
+        if not exchange.id:
+            with contextlib.suppress(ValueError):  # it has ended
+                self._queue.remove(exchange)
+        elif self._open.pop(exchange.id, None) is not None:
+            self._stalled.pop(exchange, None)
             self._frame(_RST_STREAM, 0, exchange.id, _NUMBER.pack(_CANCEL))
         if not exchange.ended:
             exchange.end(Status.CANCELLED, "cancelled")
@@ -215,9 +220,10 @@ class Http2:
     def lose(self, why: str) -> list[Exchange]:
         """End all calls: the connection is gone. Return them."""
         self.is_going = True
-        lost = [*self._open.values(), *(each for each in self._waiting if not each.id)]
+        lost = [*self._open.values(), *self._queue]
         self._open.clear()
-        self._waiting.clear()
+        self._queue.clear()
+        self._stalled.clear()
         for exchange in lost:
             exchange.end(Status.UNAVAILABLE, why, unprocessed=not exchange.sent)
         return lost
@@ -358,17 +364,18 @@ class Http2:
         """Take no new calls here; those that the server has not looked at will be made elsewhere."""
         self.is_going = True
         last = _NUMBER.unpack_from(payload)[0] & _MOST
-        started = [exchange for exchange in self._open.values() if exchange.id > last]
-        for exchange in (*started, *(each for each in self._waiting if not each.id)):
+        lost = [exchange for exchange in self._open.values() if exchange.id > last]
+        lost += self._queue
+        self._queue.clear()  # first: whose place becomes free must not be taken by one of them
+        for exchange in lost:
             self._close(exchange, Status.UNAVAILABLE, "it is going away", unprocessed=True)
 
     def _close(self, exchange: Exchange, status: Status, details: str, *, unprocessed: bool = False) -> None:
         self._open.pop(exchange.id, None)
+        self._stalled.pop(exchange, None)
         exchange.end(status, details, unprocessed=unprocessed)
         self._ended.append(exchange)
-        if self._waiting:
-            if exchange in self._waiting:
-                self._waiting.remove(exchange)
+        if self._queue:
             self._go_on()
 
     # ---- what goes
@@ -391,8 +398,7 @@ class Http2:
         while at < end:
             size = min(end - at, self._largest_frame, self._window, exchange.window)
             if size <= 0:
-                if exchange not in self._waiting:
-                    self._waiting.append(exchange)
+                self._stalled[exchange] = None
                 break
             last = at + size == end
             self._frame(
@@ -409,14 +415,11 @@ class Http2:
 
     def _go_on(self) -> None:
         """Look at what waits, now that something has changed."""
-        waiting, self._waiting = self._waiting, deque()
-        for exchange in waiting:
-            if exchange.id:
-                self._push(exchange)
-            elif len(self._open) < self._at_once:
-                self._start(exchange)
-            else:
-                self._waiting.append(exchange)
+        stalled, self._stalled = self._stalled, {}
+        for exchange in stalled:
+            self._push(exchange)
+        while self._queue and len(self._open) < self._at_once:
+            self._start(self._queue.popleft())
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
         self._out += _FRAME.pack(len(payload) << 8 | kind, flags, stream)

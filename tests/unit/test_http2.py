@@ -193,6 +193,34 @@ def test_a_server_that_goes_away_says_what_it_has_not_looked_at() -> None:
     assert client.is_idle
 
 
+@pytest.mark.parametrize("last", [1, (1 << 31) - 1])
+@pytest.mark.parametrize("at_once", [2, 100])
+def test_what_is_said_to_be_unprocessed_was_not_written_for_the_server_to_process(last: int, at_once: int) -> None:
+    """A server that ends well first says "all of them", and goes on with whatever arrives."""
+    client = Http2()
+    client.receive(frame(4, 0, 0, struct.pack(">HI", 3, at_once)) + frame(8, 0, 0, struct.pack(">I", 1 << 20)))
+    calls = [client.begin(HEADERS, size * b"x", ends=True) for size in (100_000, 1, 1, 1)]  # the first has to wait
+    client.take()
+    ended = client.receive(frame(7, 0, 0, struct.pack(">II", last, 0)))
+    assert not client.take()
+    for exchange in ended:
+        assert exchange.unprocessed
+        assert not 0 < exchange.id <= last
+    assert not calls[0].ended
+
+
+def test_a_call_that_waits_for_its_window_holds_up_nobody_else() -> None:
+    client, server = Http2(), Server(window=10)
+    converse(client, server)
+    server.h2.increment_flow_control_window(1 << 20)
+    converse(client, server)
+    large = client.begin(HEADERS, b"x" * 100, ends=True)
+    small = client.begin(HEADERS, b"y", ends=True)
+    server.receive(bytes(client.take()))
+    assert server.bodies[small.id] == message(b"y")
+    assert not large.sent
+
+
 @pytest.mark.parametrize("code", [7, 8, 2])
 def test_a_reset_leaves_a_call_in_doubt_unless_it_was_refused(code: int) -> None:
     client, server = Http2(), Server()
