@@ -33,6 +33,8 @@ _MOST = (1 << 31) - 1
 _TOP_UP = 1 << 30
 """What has been received of a window of 2 GiB when it is opened again: long before the peer has to wait."""
 _DEFAULT_WINDOW = 65_535
+_NO_TABLE = b"\x20"
+"""What begins a connection's first header block: we use no dynamic table either, whatever size the server allows."""
 _CACHED_BLOCKS = 256
 
 _decoded: dict[bytes, dict[str, str]] = {}
@@ -139,7 +141,8 @@ class Http2:
         self._window = _DEFAULT_WINDOW
         self._first_window = _DEFAULT_WINDOW
         self._largest_frame = 16_384
-        self._at_once = _MOST
+        self._at_once = 1
+        """How many calls the server takes at a time. It has to say so itself: its settings come first of all."""
         self._received = 0
         self._begun_block: tuple[int, int, bytes] | None = None
         self._ended: list[Exchange] = []
@@ -218,15 +221,16 @@ class Http2:
         return why if self._has_begun else f"{why}, without a word: does it want TLS, or other certificates?"
 
     def lose(self, why: str) -> list[Exchange]:
-        """End all calls: the connection is gone. Return them."""
+        """End all calls: the connection is gone. Return them, and those whose answers came just before."""
         self.is_going = True
+        answered, self._ended = self._ended, []
         lost = [*self._open.values(), *self._queue]
         self._open.clear()
         self._queue.clear()
         self._stalled.clear()
         for exchange in lost:
             exchange.end(Status.UNAVAILABLE, why, unprocessed=not exchange.sent)
-        return lost
+        return answered + lost
 
     def receive(self, data: bytes) -> Sequence[Exchange]:
         """Take in what was read, and return the calls that have ended.
@@ -246,7 +250,10 @@ class Http2:
                 break
             handle = self._handlers.get(length_and_kind & 0xFF)
             if handle is not None:  # RFC 9113, 5.5: what is unknown is ignored
-                handle(flags, stream & _MOST, data[at + _FRAME.size : stop])
+                try:
+                    handle(flags, stream & _MOST, data[at + _FRAME.size : stop])
+                except (IndexError, struct.error) as error:
+                    raise ProtocolError(f"it sent a frame that is too short: {error}") from error
             at = stop
         self._in = data[at:]
         ended, self._ended = self._ended, []
@@ -260,10 +267,8 @@ class Http2:
             raise ProtocolError("it answers with HTTP/1: this is no client endpoint of an etcd")
         if data[:2] == b"\x15\x03":
             raise ProtocolError("it wants TLS: give certificates, or an https:// endpoint")
-        if len(data) >= 4:
-            if data[3] != _SETTINGS:
-                raise ProtocolError("it does not speak HTTP/2: this is no client endpoint of an etcd")
-            self._has_begun = True
+        if len(data) >= 4 and data[3] != _SETTINGS:
+            raise ProtocolError("it does not speak HTTP/2: this is no client endpoint of an etcd")
 
     def _on_data(self, flags: int, stream: int, payload: bytes) -> None:
         self._received += len(payload)
@@ -279,7 +284,7 @@ class Http2:
             exchange.received = 0
         exchange.add(_unpadded(flags, payload))
         if flags & _END_STREAM:
-            self._close(exchange, Status.INTERNAL, "it ended the call without a status")
+            self._answered(exchange, Status.INTERNAL, "it ended the call without a status")
 
     def _on_headers(self, flags: int, stream: int, payload: bytes) -> None:
         block = _unpadded(flags, payload, has_priority=bool(flags & _PRIORITY))
@@ -306,12 +311,13 @@ class Http2:
             return
         code = headers.get("grpc-status")
         if code == "0" and flags & _END_STREAM:
-            self._close(exchange, Status.OK, "")
+            self._answered(exchange, Status.OK, "")
         elif code is not None and flags & _END_STREAM:
-            self._close(exchange, Status.of(code), unquote(headers.get("grpc-message", "")))
-        elif flags & _END_STREAM or headers.get(":status", "200") != "200":
-            if not flags & _END_STREAM:
-                self._frame(_RST_STREAM, 0, stream, _NUMBER.pack(_CANCEL))
+            self._answered(exchange, Status.of(code), unquote(headers.get("grpc-message", "")))
+        elif flags & _END_STREAM:
+            self._answered(exchange, *_not_grpc(headers))
+        elif headers.get(":status", "200") != "200":
+            self._frame(_RST_STREAM, 0, stream, _NUMBER.pack(_CANCEL))
             self._close(exchange, *_not_grpc(headers))
 
     def _decode(self, block: bytes) -> dict[str, str]:
@@ -341,6 +347,9 @@ class Http2:
     def _on_settings(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002
         if flags & _ACK:
             return
+        if not self._has_begun:
+            self._has_begun = True
+            self._at_once = _MOST
         for setting, value in _SETTING.iter_unpack(payload):
             if setting == _MAX_CONCURRENT_STREAMS:
                 self._at_once = value
@@ -370,6 +379,12 @@ class Http2:
         for exchange in lost:
             self._close(exchange, Status.UNAVAILABLE, "it is going away", unprocessed=True)
 
+    def _answered(self, exchange: Exchange, status: Status, details: str) -> None:
+        """Take the server's last word. Whoever has not heard us out is told that there is no more to come."""
+        if not (exchange.ends and exchange.sent):
+            self._frame(_RST_STREAM, 0, exchange.id, _NUMBER.pack(_CANCEL))
+        self._close(exchange, status, details)
+
     def _close(self, exchange: Exchange, status: Status, details: str, *, unprocessed: bool = False) -> None:
         self._open.pop(exchange.id, None)
         self._stalled.pop(exchange, None)
@@ -381,6 +396,7 @@ class Http2:
     # ---- what goes
 
     def _start(self, exchange: Exchange) -> None:
+        headers = exchange.headers if self._next_id > 1 else _NO_TABLE + exchange.headers
         exchange.id = self._next_id
         self._next_id += 2
         if self._next_id > _MOST:
@@ -388,7 +404,7 @@ class Http2:
         exchange.window = self._first_window
         self._open[exchange.id] = exchange
         bare = exchange.ends and not exchange.unsent
-        self._frame(_HEADERS, _END_HEADERS | (_END_STREAM if bare else 0), exchange.id, exchange.headers)
+        self._frame(_HEADERS, _END_HEADERS | (_END_STREAM if bare else 0), exchange.id, headers)
         self._push(exchange)
 
     def _push(self, exchange: Exchange) -> None:
@@ -430,6 +446,8 @@ def _unpadded(flags: int, payload: bytes, *, has_priority: bool = False) -> byte
     start, stop = 0, len(payload)
     if flags & _PADDED:
         start, stop = 1, stop - payload[0]
+        if stop < start:
+            raise ProtocolError("it sent more padding than the frame has room for")
     return payload[start + (5 if has_priority else 0) : stop] if start or has_priority else payload
 
 
