@@ -11,7 +11,7 @@ import time
 
 from skyward_etcd.wire.address import Address, Tls
 from skyward_etcd.wire.http2 import Exchange, Http2, ProtocolError
-from skyward_etcd.wire.sockets import READ, answer_of, read_now
+from skyward_etcd.wire.sockets import IDLE_S, PING_S, READ, answer_of, read_now
 from skyward_etcd.wire.status import CallFailed, Status
 
 __all__ = ["LoopChannel"]
@@ -59,8 +59,8 @@ class LoopChannel:
     async def _connected(self, timeout_s: float) -> _Connection:
         """Return the connection that all tasks wait for together; one that is cancelled leaves it to the rest."""
         task = self._connecting
-        if task is None:
-            task = self._connecting = self._loop.create_task(self._connect(timeout_s))
+        if task is None or task.done():
+            task = self._connecting = self._loop.create_task(self._connect(max(timeout_s, PING_S)))
             task.add_done_callback(_take_note)
         await asyncio.wait((task,), timeout=timeout_s)
         if not task.done():
@@ -79,8 +79,6 @@ class LoopChannel:
             raise CallFailed(Status.DEADLINE_EXCEEDED, "no connection in time", maybe_applied=False) from None
         except OSError as error:
             raise CallFailed(Status.UNAVAILABLE, f"no connection: {error}", maybe_applied=False) from error
-        finally:
-            self._connecting = None
         connection = self._connection = _Connection(sock, self._loop, self._all)
         return connection
 
@@ -97,6 +95,7 @@ class _Connection:
         self._futures: dict[Exchange, asyncio.Future[None]] = {}
         self._unsent = bytearray()
         self._last_heard = 0.0
+        self._last_asked = -IDLE_S
         self._is_gathering = False
         self._is_blocked = False
         self._is_lost = False
@@ -144,8 +143,17 @@ class _Connection:
         future = self._futures.get(exchange)
         if future is not None and not future.done():
             future.set_exception(CallFailed(Status.DEADLINE_EXCEEDED, "no answer in time", maybe_applied=exchange.sent))
-        if self._last_heard < began:  # nothing came for all that time: nobody is there
-            self.lose("no answer in time")
+        now = time.monotonic()
+        if self._last_heard < began and now - self._last_asked >= IDLE_S:
+            self._last_asked = now
+            self.http.ping()
+            self._flush_soon()
+            self._loop.call_later(PING_S, self._lose_if_silent, now)
+
+    def _lose_if_silent(self, since: float) -> None:
+        """Give the connection up if nobody is there. A short call's time alone shows nothing: others may be waiting."""
+        if self._last_heard < since:
+            self.lose("the server does not answer a ping")
 
     def _on_readable(self) -> None:
         try:
