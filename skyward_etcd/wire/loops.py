@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 
-from skyward_etcd.wire.address import Address, Tls
+from skyward_etcd.wire.address import Address, Place, Tls, shared_out, unconnected
 from skyward_etcd.wire.http2 import Exchange, Http2, ProtocolError
 from skyward_etcd.wire.sockets import IDLE_S, PING_S, READ, answer_of, read_now
 from skyward_etcd.wire.status import CallFailed, Status
@@ -74,7 +74,7 @@ class LoopChannel:
             if self._is_closed:
                 raise CallFailed(Status.CANCELLED, "closed", maybe_applied=False)
             async with asyncio.timeout(timeout_s):
-                sock = await _connect(self._address, self._tls)
+                sock = await _connect(self._address, self._tls, timeout_s)
         except TimeoutError:
             raise CallFailed(Status.DEADLINE_EXCEEDED, "no connection in time", maybe_applied=False) from None
         except OSError as error:
@@ -205,39 +205,33 @@ class _Connection:
             self._is_blocked = False
 
 
-async def _connect(address: Address, tls: Tls | None) -> socket.socket:
+async def _connect(address: Address, tls: Tls | None, timeout_s: float) -> socket.socket:
     """Return a connected socket that does not block."""
     failure: OSError = ConnectionError(f"no address for {address.text}")
-    for family, where in await _places(address):
-        sock = socket.socket(family, socket.SOCK_STREAM)
+    for (family, where), share_s in shared_out(await _places(address), timeout_s):
         try:
-            sock.setblocking(False)
-            if family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().sock_connect(sock, where)
-            sock = address.secured(sock, tls)
-            if isinstance(sock, ssl.SSLSocket):
-                await _shake_hands(sock)
+            sock = unconnected(family)
+            try:
+                sock.setblocking(False)
+                async with asyncio.timeout(share_s):
+                    await asyncio.get_running_loop().sock_connect(sock, where)
+                    sock = address.secured(sock, tls)
+                    if isinstance(sock, ssl.SSLSocket):
+                        await _shake_hands(sock)
+            except BaseException:
+                sock.close()
+                raise
         except OSError as error:
-            sock.close()
             failure = error
-        except BaseException:
-            sock.close()
-            raise
         else:
             return sock
     raise failure
 
 
-async def _places(address: Address) -> list[tuple[int, tuple[str, int] | str]]:
-    if not address.port:
-        return [(socket.AF_UNIX, address.host)]
+async def _places(address: Address) -> list[Place]:
     with contextlib.suppress(OSError):  # a number needs no name server, and so no thread
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        return [(info[0], info[4]) for info in found]  # type: ignore[misc]
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    return [(info[0], info[4]) for info in found]  # type: ignore[misc]
+        return address.places(socket.AI_NUMERICHOST)
+    return await asyncio.get_running_loop().run_in_executor(None, address.places)
 
 
 async def _shake_hands(sock: ssl.SSLSocket) -> None:

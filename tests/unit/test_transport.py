@@ -160,6 +160,32 @@ async def test_a_shared_connection_that_answers_no_ping_is_left(
     assert peer.accepted == 2
 
 
+@contextlib.contextmanager
+def dead_place() -> Generator[Place]:
+    """Yield an address where connections are neither made nor refused: a listener whose queue is full."""
+    with socket.socket() as listener, contextlib.ExitStack() as guests:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            guest = guests.enter_context(socket.socket())
+            guest.setblocking(False)
+            guest.connect_ex(listener.getsockname())
+        yield socket.AF_INET, listener.getsockname()
+
+
+async def test_a_name_with_dead_addresses_before_a_live_one_is_reached(
+    peer: Peer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dead_place() as dead:
+        no_such_network = (9999, dead[1])
+
+        def places(*_: object) -> list[Place]:
+            return [no_such_network, dead, (socket.AF_INET, ("127.0.0.1", peer.port))]
+
+        monkeypatch.setattr(Address, "places", places)
+        assert await ask(b"x", timeout_s=3) == b"x"
+
+
 async def test_a_closed_channel_connects_no_more(peer: Peer, ask: Ask, channel: SocketChannel) -> None:
     channel.close()
     with pytest.raises(CallFailed, match="closed") as caught:
