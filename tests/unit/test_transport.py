@@ -160,6 +160,23 @@ async def test_a_shared_connection_that_answers_no_ping_is_left(
     assert peer.accepted == 2
 
 
+def test_one_silent_connection_speaks_for_those_that_wait_beside_it(peer: Peer, channel: SocketChannel) -> None:
+    """As after a network has dropped what it knew of idle connections: each would cost a call its time."""
+    peer.holds_back.set()
+    threads = [threading.Thread(target=channel.call, args=(PATH, b"x"), kwargs={"timeout_s": 20}) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert peer.arrived.acquire(timeout=20)
+    peer.holds_back.clear()
+    for thread in threads:
+        thread.join()
+    peer.silent.update(range(4))
+    with pytest.raises(CallFailed):
+        channel.call(PATH, b"y", timeout_s=0.2)
+    assert channel.call(PATH, b"z", timeout_s=20) == b"z"
+
+
 @contextlib.contextmanager
 def dead_place() -> Generator[Place]:
     """Yield an address where connections are neither made nor refused: a listener whose queue is full."""
@@ -209,4 +226,95 @@ async def test_tasks_that_begin_at_once_may_fail_to_connect_at_once(
     assert await channel.call_async(PATH, b"y", timeout_s=5) == b"y"
 
 
+def test_a_request_that_left_whole_is_in_doubt_whatever_was_to_follow_it() -> None:
+    """Its last bytes leave together with the answers to a flood of pings, which the server does not read."""
+    message = bytes(65_540)  # a little more than the first window
+    begun = Http2()
+    begun.begin(HEADERS, message, ends=True)
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        left = len(begun.take())
+        while left:
+            left -= len(theirs.recv(left))
+        more = struct.pack(">I", 1000)
+        theirs.sendall(
+            frame(4, 0, 0, b"") + frame(8, 0, 0, more) + frame(8, 0, 1, more) + frame(6, 0, 0, bytes(8)) * 3000
+        )
+
+    with theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        ours.settimeout(5)
+        server = threading.Thread(target=serve)
+        server.start()
+        connection = sockets._Connection(ours)
+        with pytest.raises(CallFailed, match="no answer in time") as caught:
+            connection.call(HEADERS, message, time.monotonic() + 1)
+        server.join()
+        assert caught.value.maybe_applied
+        connection.close()
+
+
+def test_what_a_server_asks_of_an_idle_connection_is_answered_without_waiting() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.settimeout(0.04)  # as a call in a hurry leaves it
+        connection = sockets._Connection(ours)
+        theirs.sendall(frame(4, 0, 0, b"") + frame(6, 0, 0, b"12345678"))
+        assert connection.is_good()
+        assert b"12345678" in theirs.recv(1000)
+        connection.close()
+
+
 # ---- streams
+
+
+def test_a_stream_is_refused_like_a_call_when_the_connection_breaks_at_once(
+    peer: Peer, channel: SocketChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = Address.connect
+
+    def connect_and_break(self: Address, timeout_s: float, tls: Any) -> socket.socket:
+        sock = connect(self, timeout_s, tls)
+        sock.shutdown(socket.SHUT_WR)
+        return sock
+
+    monkeypatch.setattr(address.Address, "connect", connect_and_break)
+    with pytest.raises(CallFailed) as caught:
+        channel.stream(PATH, timeout_s=5)
+    assert caught.value.status is Status.UNAVAILABLE
+    assert not channel._pool._all
+
+
+def test_nothing_follows_half_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "PING_S", 0.2)
+    monkeypatch.setattr(sockets, "IDLE_S", 600)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        channel = open_channel(f"127.0.0.1:{listener.getsockname()[1]}", None, transport="sockets")
+        stream = channel.stream(PATH, timeout_s=5)
+        theirs, _ = listener.accept()
+        with theirs:
+            wide = struct.pack(">I", (1 << 31) - 1 - 65_535)
+            theirs.sendall(frame(4, 0, 0, b"") + frame(8, 0, 0, wide) + frame(8, 0, 1, wide))
+            theirs.sendall(frame(1, 0x4, 1, b"\x88") + frame(0, 0, 1, struct.pack(">BI", 0, 1) + b"x"))
+            messages = iter(stream)
+            assert next(messages) == b"x"
+            stream.send(bytes(50_000_000))  # more than any buffer holds, and nobody reads
+            with pytest.raises(CallFailed):
+                next(messages)
+        channel.close()
+
+
+def test_a_stream_that_was_cancelled_before_it_is_read_ends_at_once(
+    peer: Peer, channel: SocketChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "IDLE_S", 600)
+    stream = channel.stream(PATH, timeout_s=5)
+    stream.cancel()
+    with contextlib.ExitStack() as others:  # sockets that get the number that has become free
+        for _ in range(8):
+            for each in socket.socketpair():
+                others.enter_context(each)
+        stream.send(b"in vain")
+        with pytest.raises(CallFailed):
+            next(iter(stream))
