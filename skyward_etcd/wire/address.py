@@ -7,12 +7,16 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
-__all__ = ["Address", "Tls"]
+__all__ = ["Address", "Place", "Tls", "shared_out", "unconnected"]
+
+Place = tuple[int, Any]
+"""A family of addresses, and one of them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Address:
             return cls(where.removeprefix("unix:"), 0, scheme == "unixs")
         host, _, port = where.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if is_unix or scheme not in ("", "http", "https") or "/" in host or not host or not _is_port(port):
+        if is_unix or scheme not in ("", "http", "https") or not (_is_host(host) and _is_port(port)):
             raise ValueError(f"endpoint {endpoint!r} is not host:port, as in 127.0.0.1:2379")
         return cls(host, int(port), scheme == "https")
 
@@ -78,25 +82,37 @@ class Address:
             return "localhost"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def places(self, flags: int = 0) -> list[Place]:
+        """Return where it may be found. A host's name is looked up, which may take long, unless the flags forbid it.
+
+        Raises:
+            OSError: there is no such host.
+        """
+        if not self.port:
+            return [(socket.AF_UNIX, self.host)]
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
+        return [(info[0], info[4]) for info in found]
+
     def connect(self, timeout_s: float, tls: Tls | None) -> socket.socket:
         """Return a connected socket, blocking.
 
         Raises:
             OSError: nobody is there, or it does not show the right certificate.
         """
-        if self.port:
-            plain = socket.create_connection((self.host, self.port), timeout=timeout_s)
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        else:
-            plain = socket.socket(socket.AF_UNIX)
-            plain.settimeout(timeout_s)
-        try:
-            if not self.port:
-                plain.connect(self.host)
-            return self.secured(plain, tls)
-        except BaseException:
-            plain.close()
-            raise
+        failure: OSError = ConnectionError(f"no address for {self.text}")
+        for (family, where), share_s in shared_out(self.places(), timeout_s):
+            try:
+                plain = unconnected(family)
+                try:
+                    plain.settimeout(share_s)
+                    plain.connect(where)
+                    return self.secured(plain, tls)
+                except BaseException:
+                    plain.close()
+                    raise
+            except OSError as error:
+                failure = error
+        raise failure
 
     def secured(self, plain: socket.socket, tls: Tls | None) -> socket.socket:
         """Return the socket, with TLS if it is wanted; the handshake blocks if the socket does."""
@@ -106,6 +122,32 @@ class Address:
         return tls.context.wrap_socket(
             plain, server_hostname=self.host if self.port else "localhost", do_handshake_on_connect=blocks
         )
+
+
+def unconnected(family: int) -> socket.socket:
+    """Return a socket for a place of this family.
+
+    Raises:
+        OSError: this machine has no such network, as IPv6.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    if family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def shared_out(places: Sequence[Place], timeout_s: float) -> Iterator[tuple[Place, float]]:
+    """Yield places, each with its share of the time that is left: a dead one leaves the others theirs."""
+    deadline = time.monotonic() + timeout_s
+    for left, place in zip(range(len(places), 0, -1), places, strict=True):
+        yield place, max(0.001, (deadline - time.monotonic()) / left)
+
+
+def _is_host(text: str) -> bool:
+    try:
+        return bool(text.encode("idna"))  # as a lookup will
+    except UnicodeError:
+        return False
 
 
 def _is_port(text: str) -> bool:

@@ -15,6 +15,7 @@ from skyward_etcd.wire.address import Address, Tls
 from skyward_etcd.wire.http2 import header_block
 from skyward_etcd.wire.loops import LoopChannel
 from skyward_etcd.wire.sockets import Pool
+from skyward_etcd.wire.status import CallFailed, Status
 
 __all__ = ["Channel", "Metadata", "RawStream", "SocketChannel", "open_channel"]
 
@@ -86,6 +87,7 @@ class SocketChannel:
         self._address = address
         self._tls = tls
         self._scheme = "https" if tls else "http"
+        self._is_closed = False
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -110,6 +112,7 @@ class SocketChannel:
 
     def close(self) -> None:
         """Fail what is under way and end the connections, of every event loop too."""
+        self._is_closed = True
         self._pool.close()
         for loop, channel in list(self._loops.items()):
             if loop.is_closed():
@@ -136,9 +139,16 @@ class SocketChannel:
         return block
 
     def _of_this_loop(self) -> LoopChannel:
-        for loop in [loop for loop in self._loops if loop.is_closed()]:
-            self._loops.pop(loop).forget()
-        return self._loops.setdefault(asyncio.get_running_loop(), LoopChannel(self._address, self._tls))
+        for loop, channel in list(self._loops.items()):  # at once: other threads add theirs
+            if loop.is_closed():
+                channel.forget()
+                self._loops.pop(loop, None)
+        loop = asyncio.get_running_loop()
+        channel = self._loops[loop] = LoopChannel(self._address, self._tls)
+        if self._is_closed:  # since: whoever closed may not have seen it
+            del self._loops[loop]
+            raise CallFailed(Status.CANCELLED, "closed", maybe_applied=False)
+        return channel
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

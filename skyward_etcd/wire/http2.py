@@ -7,6 +7,7 @@ is the cluster whose data we hold anyway.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,8 @@ _MOST = (1 << 31) - 1
 _TOP_UP = 1 << 30
 """What has been received of a window of 2 GiB when it is opened again: long before the peer has to wait."""
 _DEFAULT_WINDOW = 65_535
+_NO_TABLE = b"\x20"
+"""What begins a connection's first header block: we use no dynamic table either, whatever size the server allows."""
 _CACHED_BLOCKS = 256
 
 _decoded: dict[bytes, dict[str, str]] = {}
@@ -131,12 +134,15 @@ class Http2:
         self._has_begun = False
         self._next_id = 1
         self._open: dict[int, Exchange] = {}
-        self._waiting: deque[Exchange] = deque()
-        """Calls beyond what the server takes at a time, and calls whose data has to wait for a window."""
+        self._queue: deque[Exchange] = deque()
+        """Calls beyond what the server takes at a time: it has not heard of them."""
+        self._stalled: dict[Exchange, None] = {}
+        """Calls whose data has to wait for a window, in the order in which they came."""
         self._window = _DEFAULT_WINDOW
         self._first_window = _DEFAULT_WINDOW
         self._largest_frame = 16_384
-        self._at_once = _MOST
+        self._at_once = 1
+        """How many calls the server takes at a time. It has to say so itself: its settings come first of all."""
         self._received = 0
         self._begun_block: tuple[int, int, bytes] | None = None
         self._ended: list[Exchange] = []
@@ -163,7 +169,7 @@ class Http2:
     @property
     def is_idle(self) -> bool:
         """Whether no call is under way."""
-        return not self._open and not self._waiting
+        return not self._open and not self._queue
 
     def take(self) -> bytearray:
         """Return what is to be written now, and forget it."""
@@ -180,8 +186,8 @@ class Http2:
         if message is not None:
             exchange.unsent = _MESSAGE.pack(0, len(message)) + message
         exchange.ends = ends
-        if self._waiting or len(self._open) >= self._at_once:
-            self._waiting.append(exchange)
+        if len(self._open) >= self._at_once:
+            self._queue.append(exchange)
         else:
             self._start(exchange)
         return exchange
@@ -190,14 +196,16 @@ class Http2:
         """Add a message to a call that has not ended its side."""
         exchange.unsent += _MESSAGE.pack(0, len(message)) + message
         exchange.sent = False
-        if exchange.id and exchange not in self._waiting:
+        if exchange.id and exchange not in self._stalled:
             self._push(exchange)
 
     def cancel(self, exchange: Exchange) -> None:
         """Give a call up. The server stops working on it, if it has not finished."""
-        if exchange in self._waiting:
-            self._waiting.remove(exchange)
-        if self._open.pop(exchange.id, None) is not None:
+        if not exchange.id:
+            with contextlib.suppress(ValueError):  # it has ended
+                self._queue.remove(exchange)
+        elif self._open.pop(exchange.id, None) is not None:
+            self._stalled.pop(exchange, None)
             self._frame(_RST_STREAM, 0, exchange.id, _NUMBER.pack(_CANCEL))
         if not exchange.ended:
             exchange.end(Status.CANCELLED, "cancelled")
@@ -213,14 +221,16 @@ class Http2:
         return why if self._has_begun else f"{why}, without a word: does it want TLS, or other certificates?"
 
     def lose(self, why: str) -> list[Exchange]:
-        """End all calls: the connection is gone. Return them."""
+        """End all calls: the connection is gone. Return them, and those whose answers came just before."""
         self.is_going = True
-        lost = [*self._open.values(), *(each for each in self._waiting if not each.id)]
+        answered, self._ended = self._ended, []
+        lost = [*self._open.values(), *self._queue]
         self._open.clear()
-        self._waiting.clear()
+        self._queue.clear()
+        self._stalled.clear()
         for exchange in lost:
             exchange.end(Status.UNAVAILABLE, why, unprocessed=not exchange.sent)
-        return lost
+        return answered + lost
 
     def receive(self, data: bytes) -> Sequence[Exchange]:
         """Take in what was read, and return the calls that have ended.
@@ -240,7 +250,10 @@ class Http2:
                 break
             handle = self._handlers.get(length_and_kind & 0xFF)
             if handle is not None:  # RFC 9113, 5.5: what is unknown is ignored
-                handle(flags, stream & _MOST, data[at + _FRAME.size : stop])
+                try:
+                    handle(flags, stream & _MOST, data[at + _FRAME.size : stop])
+                except (IndexError, struct.error) as error:
+                    raise ProtocolError(f"it sent a frame that is too short: {error}") from error
             at = stop
         self._in = data[at:]
         ended, self._ended = self._ended, []
@@ -254,10 +267,8 @@ class Http2:
             raise ProtocolError("it answers with HTTP/1: this is no client endpoint of an etcd")
         if data[:2] == b"\x15\x03":
             raise ProtocolError("it wants TLS: give certificates, or an https:// endpoint")
-        if len(data) >= 4:
-            if data[3] != _SETTINGS:
-                raise ProtocolError("it does not speak HTTP/2: this is no client endpoint of an etcd")
-            self._has_begun = True
+        if len(data) >= 4 and data[3] != _SETTINGS:
+            raise ProtocolError("it does not speak HTTP/2: this is no client endpoint of an etcd")
 
     def _on_data(self, flags: int, stream: int, payload: bytes) -> None:
         self._received += len(payload)
@@ -273,7 +284,7 @@ class Http2:
             exchange.received = 0
         exchange.add(_unpadded(flags, payload))
         if flags & _END_STREAM:
-            self._close(exchange, Status.INTERNAL, "it ended the call without a status")
+            self._answered(exchange, Status.INTERNAL, "it ended the call without a status")
 
     def _on_headers(self, flags: int, stream: int, payload: bytes) -> None:
         block = _unpadded(flags, payload, has_priority=bool(flags & _PRIORITY))
@@ -300,12 +311,13 @@ class Http2:
             return
         code = headers.get("grpc-status")
         if code == "0" and flags & _END_STREAM:
-            self._close(exchange, Status.OK, "")
+            self._answered(exchange, Status.OK, "")
         elif code is not None and flags & _END_STREAM:
-            self._close(exchange, Status.of(code), unquote(headers.get("grpc-message", "")))
-        elif flags & _END_STREAM or headers.get(":status", "200") != "200":
-            if not flags & _END_STREAM:
-                self._frame(_RST_STREAM, 0, stream, _NUMBER.pack(_CANCEL))
+            self._answered(exchange, Status.of(code), unquote(headers.get("grpc-message", "")))
+        elif flags & _END_STREAM:
+            self._answered(exchange, *_not_grpc(headers))
+        elif headers.get(":status", "200") != "200":
+            self._frame(_RST_STREAM, 0, stream, _NUMBER.pack(_CANCEL))
             self._close(exchange, *_not_grpc(headers))
 
     def _decode(self, block: bytes) -> dict[str, str]:
@@ -335,6 +347,9 @@ class Http2:
     def _on_settings(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002
         if flags & _ACK:
             return
+        if not self._has_begun:
+            self._has_begun = True
+            self._at_once = _MOST
         for setting, value in _SETTING.iter_unpack(payload):
             if setting == _MAX_CONCURRENT_STREAMS:
                 self._at_once = value
@@ -358,22 +373,30 @@ class Http2:
         """Take no new calls here; those that the server has not looked at will be made elsewhere."""
         self.is_going = True
         last = _NUMBER.unpack_from(payload)[0] & _MOST
-        started = [exchange for exchange in self._open.values() if exchange.id > last]
-        for exchange in (*started, *(each for each in self._waiting if not each.id)):
+        lost = [exchange for exchange in self._open.values() if exchange.id > last]
+        lost += self._queue
+        self._queue.clear()  # first: whose place becomes free must not be taken by one of them
+        for exchange in lost:
             self._close(exchange, Status.UNAVAILABLE, "it is going away", unprocessed=True)
+
+    def _answered(self, exchange: Exchange, status: Status, details: str) -> None:
+        """Take the server's last word. Whoever has not heard us out is told that there is no more to come."""
+        if not (exchange.ends and exchange.sent):
+            self._frame(_RST_STREAM, 0, exchange.id, _NUMBER.pack(_CANCEL))
+        self._close(exchange, status, details)
 
     def _close(self, exchange: Exchange, status: Status, details: str, *, unprocessed: bool = False) -> None:
         self._open.pop(exchange.id, None)
+        self._stalled.pop(exchange, None)
         exchange.end(status, details, unprocessed=unprocessed)
         self._ended.append(exchange)
-        if self._waiting:
-            if exchange in self._waiting:
-                self._waiting.remove(exchange)
+        if self._queue:
             self._go_on()
 
     # ---- what goes
 
     def _start(self, exchange: Exchange) -> None:
+        headers = exchange.headers if self._next_id > 1 else _NO_TABLE + exchange.headers
         exchange.id = self._next_id
         self._next_id += 2
         if self._next_id > _MOST:
@@ -381,7 +404,7 @@ class Http2:
         exchange.window = self._first_window
         self._open[exchange.id] = exchange
         bare = exchange.ends and not exchange.unsent
-        self._frame(_HEADERS, _END_HEADERS | (_END_STREAM if bare else 0), exchange.id, exchange.headers)
+        self._frame(_HEADERS, _END_HEADERS | (_END_STREAM if bare else 0), exchange.id, headers)
         self._push(exchange)
 
     def _push(self, exchange: Exchange) -> None:
@@ -391,8 +414,7 @@ class Http2:
         while at < end:
             size = min(end - at, self._largest_frame, self._window, exchange.window)
             if size <= 0:
-                if exchange not in self._waiting:
-                    self._waiting.append(exchange)
+                self._stalled[exchange] = None
                 break
             last = at + size == end
             self._frame(
@@ -409,14 +431,11 @@ class Http2:
 
     def _go_on(self) -> None:
         """Look at what waits, now that something has changed."""
-        waiting, self._waiting = self._waiting, deque()
-        for exchange in waiting:
-            if exchange.id:
-                self._push(exchange)
-            elif len(self._open) < self._at_once:
-                self._start(exchange)
-            else:
-                self._waiting.append(exchange)
+        stalled, self._stalled = self._stalled, {}
+        for exchange in stalled:
+            self._push(exchange)
+        while self._queue and len(self._open) < self._at_once:
+            self._start(self._queue.popleft())
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
         self._out += _FRAME.pack(len(payload) << 8 | kind, flags, stream)
@@ -427,6 +446,8 @@ def _unpadded(flags: int, payload: bytes, *, has_priority: bool = False) -> byte
     start, stop = 0, len(payload)
     if flags & _PADDED:
         start, stop = 1, stop - payload[0]
+        if stop < start:
+            raise ProtocolError("it sent more padding than the frame has room for")
     return payload[start + (5 if has_priority else 0) : stop] if start or has_priority else payload
 
 

@@ -9,9 +9,9 @@ import socket
 import ssl
 import time
 
-from skyward_etcd.wire.address import Address, Tls
+from skyward_etcd.wire.address import Address, Place, Tls, shared_out, unconnected
 from skyward_etcd.wire.http2 import Exchange, Http2, ProtocolError
-from skyward_etcd.wire.sockets import READ, answer_of, read_now
+from skyward_etcd.wire.sockets import IDLE_S, PING_S, READ, answer_of, read_now
 from skyward_etcd.wire.status import CallFailed, Status
 
 __all__ = ["LoopChannel"]
@@ -59,8 +59,8 @@ class LoopChannel:
     async def _connected(self, timeout_s: float) -> _Connection:
         """Return the connection that all tasks wait for together; one that is cancelled leaves it to the rest."""
         task = self._connecting
-        if task is None:
-            task = self._connecting = self._loop.create_task(self._connect(timeout_s))
+        if task is None or task.done():
+            task = self._connecting = self._loop.create_task(self._connect(max(timeout_s, PING_S)))
             task.add_done_callback(_take_note)
         await asyncio.wait((task,), timeout=timeout_s)
         if not task.done():
@@ -74,13 +74,11 @@ class LoopChannel:
             if self._is_closed:
                 raise CallFailed(Status.CANCELLED, "closed", maybe_applied=False)
             async with asyncio.timeout(timeout_s):
-                sock = await _connect(self._address, self._tls)
+                sock = await _connect(self._address, self._tls, timeout_s)
         except TimeoutError:
             raise CallFailed(Status.DEADLINE_EXCEEDED, "no connection in time", maybe_applied=False) from None
         except OSError as error:
             raise CallFailed(Status.UNAVAILABLE, f"no connection: {error}", maybe_applied=False) from error
-        finally:
-            self._connecting = None
         connection = self._connection = _Connection(sock, self._loop, self._all)
         return connection
 
@@ -97,6 +95,7 @@ class _Connection:
         self._futures: dict[Exchange, asyncio.Future[None]] = {}
         self._unsent = bytearray()
         self._last_heard = 0.0
+        self._last_asked = -IDLE_S
         self._is_gathering = False
         self._is_blocked = False
         self._is_lost = False
@@ -144,8 +143,17 @@ class _Connection:
         future = self._futures.get(exchange)
         if future is not None and not future.done():
             future.set_exception(CallFailed(Status.DEADLINE_EXCEEDED, "no answer in time", maybe_applied=exchange.sent))
-        if self._last_heard < began:  # nothing came for all that time: nobody is there
-            self.lose("no answer in time")
+        now = time.monotonic()
+        if self._last_heard < began and now - self._last_asked >= IDLE_S:
+            self._last_asked = now
+            self.http.ping()
+            self._flush_soon()
+            self._loop.call_later(PING_S, self._lose_if_silent, now)
+
+    def _lose_if_silent(self, since: float) -> None:
+        """Give the connection up if nobody is there. A short call's time alone shows nothing: others may be waiting."""
+        if self._last_heard < since:
+            self.lose("the server does not answer a ping")
 
     def _on_readable(self) -> None:
         try:
@@ -197,39 +205,33 @@ class _Connection:
             self._is_blocked = False
 
 
-async def _connect(address: Address, tls: Tls | None) -> socket.socket:
+async def _connect(address: Address, tls: Tls | None, timeout_s: float) -> socket.socket:
     """Return a connected socket that does not block."""
     failure: OSError = ConnectionError(f"no address for {address.text}")
-    for family, where in await _places(address):
-        sock = socket.socket(family, socket.SOCK_STREAM)
+    for (family, where), share_s in shared_out(await _places(address), timeout_s):
         try:
-            sock.setblocking(False)
-            if family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().sock_connect(sock, where)
-            sock = address.secured(sock, tls)
-            if isinstance(sock, ssl.SSLSocket):
-                await _shake_hands(sock)
+            sock = unconnected(family)
+            try:
+                sock.setblocking(False)
+                async with asyncio.timeout(share_s):
+                    await asyncio.get_running_loop().sock_connect(sock, where)
+                    sock = address.secured(sock, tls)
+                    if isinstance(sock, ssl.SSLSocket):
+                        await _shake_hands(sock)
+            except BaseException:
+                sock.close()
+                raise
         except OSError as error:
-            sock.close()
             failure = error
-        except BaseException:
-            sock.close()
-            raise
         else:
             return sock
     raise failure
 
 
-async def _places(address: Address) -> list[tuple[int, tuple[str, int] | str]]:
-    if not address.port:
-        return [(socket.AF_UNIX, address.host)]
+async def _places(address: Address) -> list[Place]:
     with contextlib.suppress(OSError):  # a number needs no name server, and so no thread
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        return [(info[0], info[4]) for info in found]  # type: ignore[misc]
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    return [(info[0], info[4]) for info in found]  # type: ignore[misc]
+        return address.places(socket.AI_NUMERICHOST)
+    return await asyncio.get_running_loop().run_in_executor(None, address.places)
 
 
 async def _shake_hands(sock: ssl.SSLSocket) -> None:

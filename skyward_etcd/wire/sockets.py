@@ -53,8 +53,10 @@ class Pool:
         connection = self._borrow(timeout_s)
         try:
             exchange = connection.call(headers, message, deadline)
-        except BaseException:
+        except BaseException as error:
             self._discard(connection)
+            if isinstance(error, CallFailed):  # what has silenced or cut this one has done so to those beside it
+                self._discard_idle()
             raise
         if connection.http.is_going or len(self._idle) >= _MOST_IDLE:
             self._discard(connection)
@@ -67,16 +69,20 @@ class Pool:
     def stream(self, headers: bytes, *, timeout_s: float) -> SocketStream:
         """Open a two-way stream on a connection of its own; ``timeout_s`` bounds the opening."""
         connection = self._open(timeout_s)
-        return SocketStream(connection, headers, lambda: self._discard(connection))
+        try:
+            return SocketStream(connection, headers, lambda: self._discard(connection))
+        except BaseException as error:
+            self._discard(connection)
+            if isinstance(error, OSError):
+                raise CallFailed(Status.UNAVAILABLE, f"no stream: {error}", maybe_applied=False) from error
+            raise
 
     def close(self) -> None:
         """End the connections. Calls that are under way fail."""
         self._is_closed = True
         for connection in list(self._all):
             connection.shut()  # whoever uses it closes it
-        while self._idle:
-            with contextlib.suppress(IndexError):  # another thread was quicker
-                self._discard(self._idle.pop())
+        self._discard_idle()
 
     def after_fork(self) -> None:
         """Let go of the parent's connections. They stay open for the parent, and unharmed."""
@@ -104,6 +110,11 @@ class Pool:
             raise CallFailed(Status.CANCELLED, "closed", maybe_applied=False)
         return connection
 
+    def _discard_idle(self) -> None:
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                self._discard(self._idle.pop())
+
     def _discard(self, connection: _Connection) -> None:
         self._all.discard(connection)
         connection.close()
@@ -117,6 +128,7 @@ class _Connection:
         self._timeout = sock.gettimeout() or 0.0
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
+        self._ending = threading.Lock()
         self.http = Http2()
 
     def is_good(self) -> bool:
@@ -124,10 +136,12 @@ class _Connection:
         if not self._readable.poll(0):
             return not self.http.is_going
         try:
-            self._set_timeout(0.0)
+            self._timeout = 0.0
+            self._socket.settimeout(0.0)
             while (data := read_now(self._socket)) is not None:
                 self.http.receive(data)
-            self.write(PING_S)
+            self._set_timeout(PING_S)
+            self._socket.sendall(self.http.take())
         except (OSError, ProtocolError):
             return False
         return not self.http.is_going
@@ -139,8 +153,9 @@ class _Connection:
         try:
             while not exchange.ended:
                 if self.http.has_output():
-                    self.write(deadline - time.monotonic())
-                    has_left = exchange.sent
+                    self._set_timeout(deadline - time.monotonic())
+                    has_left = exchange.sent  # even if this fails: what is left over may be an answer to a ping
+                    self._socket.sendall(self.http.take())
                 self._set_timeout(deadline - time.monotonic())
                 self.http.receive(_some(self._socket.recv(READ)))
         except TimeoutError:
@@ -149,11 +164,6 @@ class _Connection:
             details = self.http.explain(str(error))
             raise CallFailed(Status.UNAVAILABLE, details, maybe_applied=has_left) from error
         return exchange
-
-    def write(self, timeout_s: float) -> None:
-        """Send what there is to send."""
-        self._set_timeout(timeout_s)
-        self._socket.sendall(self.http.take())
 
     def _set_timeout(self, timeout_s: float) -> None:
         if timeout_s < 0:
@@ -165,12 +175,14 @@ class _Connection:
 
     def shut(self) -> None:
         """End it under whoever waits on it, from any thread."""
-        with contextlib.suppress(OSError):  # it has ended
+        # Not while another thread closes it: the number may be another socket's by then.
+        with self._ending, contextlib.suppress(OSError):  # it has ended
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # TLS's own would first forget its keys
 
     def close(self) -> None:
         """Give the socket back."""
-        self._socket.close()
+        with self._ending:
+            self._socket.close()
 
     def forget(self) -> None:
         """Close this process's copy of the socket: the connection is its parent's, and goes on."""
@@ -207,17 +219,23 @@ class SocketStream:
         with self._lock:
             if not self._exchange.ended:
                 self._http.send(self._exchange, message)
-                with contextlib.suppress(OSError):
+                try:
                     self._write()
+                except OSError:  # half of it may have left: nothing may follow
+                    self._connection.shut()
 
     def cancel(self) -> None:
         """End the stream under whoever iterates."""
         self._connection.shut()
-        if not self._is_read:
-            self._discard()
+        with self._lock:  # nobody sends on a socket that is being closed
+            if not self._is_read:
+                self._discard()
 
     def __iter__(self) -> Iterator[bytes]:
-        self._is_read = True
+        with self._lock:
+            self._is_read = True
+            if self._socket.fileno() < 0:
+                raise CallFailed(Status.CANCELLED, "cancelled")
         messages = self._exchange.messages
         try:
             while not self._exchange.ended:

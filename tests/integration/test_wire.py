@@ -291,7 +291,9 @@ async def test_who_is_no_etcd_is_told_apart(calls: Calls) -> None:
         ours.close()
 
 
-@pytest.mark.parametrize("endpoint", ["", "nowhere", "host:", "host:0", "host:70000", ":2379", "ftp://host:1", "h:x"])
+@pytest.mark.parametrize(
+    "endpoint", ["", "nowhere", "host:", "host:0", "host:70000", ":2379", "ftp://host:1", "h:x", "a..b:1"]
+)
 def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         Wire([endpoint])

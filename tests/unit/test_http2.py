@@ -31,13 +31,11 @@ class Server:
 
     def __init__(self, *, window: int = 65_535, at_once: int = 100, frame: int = 16_384) -> None:
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+        first = {h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: at_once}
+        self.h2.local_settings = h2.settings.Settings(client=False, initial_values=first)
         self.h2.initiate_connection()
         self.h2.update_settings(
-            {
-                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window,
-                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: at_once,
-                h2.settings.SettingCodes.MAX_FRAME_SIZE: frame,
-            }
+            {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window, h2.settings.SettingCodes.MAX_FRAME_SIZE: frame}
         )
         self.headers: dict[int, dict[str, str]] = {}
         self.bodies: dict[int, bytes] = {}
@@ -131,7 +129,7 @@ def test_any_calls_get_through_any_windows_cut_anywhere(
         sizes = [min(size, 300) for size in sizes]  # a frame for each few bytes
     client, server = Http2(), Server(window=window, at_once=at_once, frame=frame)
     chance = random.Random(seed)
-    converse(client, server)  # the server's limits are known before its first call
+    converse(client, server)  # the server's windows are known before its first call
     calls: list[tuple[int, Exchange]] = []
     for size in sizes:
         calls.append((size, client.begin(HEADERS, bytes([size % 251]) * size, ends=True)))
@@ -193,6 +191,34 @@ def test_a_server_that_goes_away_says_what_it_has_not_looked_at() -> None:
     assert client.is_idle
 
 
+@pytest.mark.parametrize("last", [1, (1 << 31) - 1])
+@pytest.mark.parametrize("at_once", [2, 100])
+def test_what_is_said_to_be_unprocessed_was_not_written_for_the_server_to_process(last: int, at_once: int) -> None:
+    """A server that ends well first says "all of them", and goes on with whatever arrives."""
+    client = Http2()
+    client.receive(frame(4, 0, 0, struct.pack(">HI", 3, at_once)) + frame(8, 0, 0, struct.pack(">I", 1 << 20)))
+    calls = [client.begin(HEADERS, size * b"x", ends=True) for size in (100_000, 1, 1, 1)]  # the first has to wait
+    client.take()
+    ended = client.receive(frame(7, 0, 0, struct.pack(">II", last, 0)))
+    assert not client.take()
+    for exchange in ended:
+        assert exchange.unprocessed
+        assert not 0 < exchange.id <= last
+    assert not calls[0].ended
+
+
+def test_a_call_that_waits_for_its_window_holds_up_nobody_else() -> None:
+    client, server = Http2(), Server(window=10)
+    converse(client, server)
+    server.h2.increment_flow_control_window(1 << 20)
+    converse(client, server)
+    large = client.begin(HEADERS, b"x" * 100, ends=True)
+    small = client.begin(HEADERS, b"y", ends=True)
+    server.receive(bytes(client.take()))
+    assert server.bodies[small.id] == message(b"y")
+    assert not large.sent
+
+
 @pytest.mark.parametrize("code", [7, 8, 2])
 def test_a_reset_leaves_a_call_in_doubt_unless_it_was_refused(code: int) -> None:
     client, server = Http2(), Server()
@@ -204,10 +230,41 @@ def test_a_reset_leaves_a_call_in_doubt_unless_it_was_refused(code: int) -> None
 
 def test_what_was_not_sent_when_the_connection_is_lost_was_not_processed() -> None:
     client = Http2()
+    client.receive(SETTINGS)
     sent, unsent = client.begin(HEADERS, b"x", ends=True), client.begin(HEADERS, b"y" * 100_000, ends=True)
     assert set(client.lose("cut")) == {sent, unsent}
     assert (sent.unprocessed, unsent.unprocessed) == (False, True)
     assert sent.details == "cut"
+
+
+def test_calls_begun_before_the_servers_settings_keep_within_them() -> None:
+    client, server = Http2(), Server(at_once=2)
+    calls = [client.begin(HEADERS, b"%d" % number, ends=True) for number in range(20)]
+    converse(client, server)
+    assert [answer(exchange) for exchange in calls] == [(Status.OK, [b"%d" % number]) for number in range(20)]
+    assert server.most_at_once <= 2
+
+
+def test_a_server_that_allows_no_header_table_reads_our_headers() -> None:
+    client, server = Http2(), Server()
+    server.h2.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: 0})
+    converse(client, server)
+    calls = [client.begin(HEADERS, b"x", ends=True) for _ in range(2)]
+    converse(client, server)
+    assert [answer(exchange) for exchange in calls] == [(Status.OK, [b"x"])] * 2
+
+
+def test_a_server_that_has_heard_enough_is_told_that_there_is_no_more() -> None:
+    """As etcd does with what is too large: it would else keep the call's place for ever."""
+    client, server = Http2(), Server(window=10)
+    converse(client, server)
+    exchange = client.begin(HEADERS, b"x" * 100, ends=True)
+    server.receive(bytes(client.take()))
+    server.refuse(exchange.id)
+    client.receive(server.h2.data_to_send())
+    assert answer(exchange) == (Status.FAILED_PRECONDITION, [])
+    assert any(isinstance(event, h2.events.StreamReset) for event in server.h2.receive_data(bytes(client.take())))
+    assert server.h2.open_inbound_streams == 0
 
 
 def test_a_cancelled_call_makes_room_and_its_late_answer_is_ignored() -> None:
@@ -306,6 +363,12 @@ def test_a_proxys_answer_is_none(status: str, expected: Status, flags: int) -> N
         frame(1, 0x5, 1, b"\xff\xff\xff\xff\xff\xff\xff"),  # no header block
         frame(1, 0x4, 1, b"\xbe"),  # what a dynamic table has, which we forbid
         frame(0, 0, 1, struct.pack(">BI", 1, 1) + b"z"),  # compressed
+        frame(0, 0x8, 1, b""),  # padding without its length, and more of it than there is
+        frame(0, 0x8, 1, b"\x09zzz"),
+        frame(3, 0, 1, b""),  # and frames cut short
+        frame(4, 0, 0, b"abc"),
+        frame(7, 0, 0, b""),
+        frame(8, 0, 0, b"x"),
     ],
 )
 def test_who_breaks_the_rules_is_left(wrong: bytes) -> None:
@@ -315,8 +378,24 @@ def test_who_breaks_the_rules_is_left(wrong: bytes) -> None:
         client.receive(SETTINGS + wrong)
 
 
+def test_an_answer_is_not_lost_to_the_nonsense_that_follows_it() -> None:
+    client = Http2()
+    client.receive(SETTINGS)
+    answered, open_still = (client.begin(HEADERS, b"x", ends=True) for _ in range(2))
+    headers = frame(1, 0x4, answered.id, block((":status", "200")))
+    trailers = frame(1, 0x5, answered.id, block(("grpc-status", "0")))
+    with pytest.raises(ProtocolError):
+        client.receive(headers + frame(0, 0, answered.id, message(b"answer")) + trailers + frame(7, 0, 0, b""))
+    assert set(client.lose("nonsense")) == {answered, open_still}
+    assert answer(answered) == (Status.OK, [b"answer"])
+    assert open_still.status is Status.UNAVAILABLE
+
+
+FRAMES = st.builds(frame, st.integers(0, 10), st.integers(0, 255), st.integers(0, 3), st.binary(max_size=20))
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=300))
+@given(st.binary(max_size=300) | st.lists(FRAMES, max_size=20).map(b"".join))
 def test_noise_ends_in_no_other_error(noise: bytes) -> None:
     client = Http2()
     client.begin(HEADERS, b"x", ends=True)
