@@ -29,6 +29,9 @@ class Absent:
     def __repr__(self) -> str:
         return "ABSENT"
 
+    def __reduce__(self) -> str:
+        return "ABSENT"  # the one of this module, also in another process
+
 
 ABSENT: Final = Absent()
 """For `Dict.compare_and_set`: there is no such entry. A stored ``None`` is a value."""

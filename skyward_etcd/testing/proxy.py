@@ -117,11 +117,13 @@ class Proxy:
         self._loop.run_forever()  # until `_end` stops it
         self._loop.remove_reader(self._listening)
         self._loop.run_until_complete(self._finish())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
 
     async def _finish(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # in which the connections that were cut are closed
 
     def _do(self, change: Callable[[], None]) -> None:
         """Do it on the proxy's thread, and wait until it is done."""
@@ -176,18 +178,18 @@ class Proxy:
             self._loop.call_exception_handler({"message": "a proxy's connection failed", "exception": error})
 
     async def _serve(self, client: socket.socket, port: int) -> None:
-        name_of = self._name_of
-        source = await asyncio.to_thread(name_of, port) if name_of else None
-        if self.faults_of(source).refuses:
-            client.close()
-            return
-        connection = _Connection(self, source)
-        self._connections.add(connection)
-        try:
-            await connection.serve(client, self._target)
-        finally:
-            connection.cut()
-            self._connections.discard(connection)
+        with client:
+            name_of = self._name_of
+            source = await asyncio.to_thread(name_of, port) if name_of else None
+            if self.faults_of(source).refuses:
+                return
+            connection = _Connection(self, source)
+            self._connections.add(connection)
+            try:
+                await connection.serve(client, self._target)
+            finally:
+                connection.cut()
+                self._connections.discard(connection)
 
     # ---- for its connections
 

@@ -52,7 +52,7 @@ class Load:
         self._recorder = recorder
         self._parties = parties
         self._random = random.Random(f"{seed} {name}")
-        self._reads = reads
+        self._reads: Consistency = reads
         self._pause_s = pause_s
         self._kinds = kinds
         self._stopping = asyncio.Event()
