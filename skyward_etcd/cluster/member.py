@@ -48,6 +48,8 @@ class MemberSpec:
     state: Literal["new", "existing"] = "new"
     durable: bool = False
     """Write to the disk before acknowledging; without it the kernel decides, which no killed process notices."""
+    listen_peer_url: str = ""
+    """Where it listens for its peers, if they reach it elsewhere, through a proxy for example."""
     restarts: bool = False
     """It may be started again from its disk, by another process too. Else the disk goes with who started it."""
 
@@ -181,7 +183,7 @@ def flags(etcd: Etcd, spec: MemberSpec) -> list[str]:
         "data-dir": spec.data_dir / _DATA,
         "listen-client-urls": spec.client_url,
         "advertise-client-urls": spec.client_url,
-        "listen-peer-urls": spec.peer_url,
+        "listen-peer-urls": spec.listen_peer_url or spec.peer_url,
         "initial-advertise-peer-urls": spec.peer_url,
         "initial-cluster": ",".join(f"{name}={url}" for name, url in spec.initial_cluster.items()),
         "initial-cluster-token": spec.token,

@@ -17,7 +17,7 @@ from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.signals import Signal
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.client import Wire
-from skyward_etcd.wire.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, PUT, RANGE
+from skyward_etcd.wire.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, LEASE_TIME_TO_LIVE, PUT, RANGE
 from skyward_etcd.wire.retry import pause_before
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ class Keeper:
             log.debug("lease %s not revoked, it ends by itself: %s", identity.id, error)
 
     def _renew(self, identity: Identity, *, check: bool) -> None:
+        # While nobody answers, our renewals may still arrive. Beyond our own reckoning they would keep from the others
+        # what we no longer know to have: then we only look whether the lease is still there, and renew if it is.
+        if time.monotonic() >= identity.valid_until and not self._is_granted(identity):
+            self.renounce(identity)
+            return
         sent = time.monotonic()
         # A stream in etcd's API, but one request that ends it has one reply, like any call.
         ttl = int(self._call(LEASE_KEEP_ALIVE, pb.LeaseKeepAliveRequest(ID=identity.lease)).TTL)
@@ -151,6 +156,9 @@ class Keeper:
             self.renounce(identity)
         else:
             identity.valid_until = sent + ttl
+
+    def _is_granted(self, identity: Identity) -> bool:
+        return int(self._call(LEASE_TIME_TO_LIVE, pb.LeaseTimeToLiveRequest(ID=identity.lease)).TTL) > 0
 
     def _is_registered(self, identity: Identity) -> bool:
         request = pb.RangeRequest(key=self._layout.session(identity.id), count_only=True)

@@ -145,7 +145,7 @@ def shared_out(places: Sequence[Place], timeout_s: float) -> Iterator[tuple[Plac
 
 def _is_host(text: str) -> bool:
     try:
-        return bool(text.encode("idna"))  # as a lookup will
+        return "/" not in text and bool(text.encode("idna"))  # as a lookup will
     except UnicodeError:
         return False
 

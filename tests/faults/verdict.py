@@ -1,0 +1,183 @@
+"""What the histories of a load must be, whatever happened meanwhile: see `judge`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter as Tally
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from skyward_etcd.active import Connection
+from skyward_etcd.ops import kv
+from skyward_etcd.testing.barrier_order import check_barrier
+from skyward_etcd.testing.history import EMPTY, Operation, Verdict, singles
+from skyward_etcd.testing.linearizability import (
+    CounterModel,
+    DictModel,
+    LockModel,
+    SetModel,
+    check,
+    check_queue_by_revision,
+)
+from skyward_etcd.testing.recorder import Recorder
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire import methods
+from skyward_etcd.wire.client import Wire
+from tests.faults.load import KEYS
+
+READS = frozenset({"value", "get", "contains"})
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What etcd's own history says about the queue: each commitment of an item, and what is left."""
+
+    puts: Sequence[tuple[Any, int]]
+    remaining: Sequence[Any]
+
+
+class Histories:
+    """The operations of all sessions, by collection."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, list[Operation]] = {}
+
+    def add(self, operation: Operation) -> None:
+        """Take note of one; a worker's name begins with its collection's."""
+        self.of.setdefault(operation.process.partition(" ")[0], []).append(operation)
+
+    def __getitem__(self, kind: str) -> list[Operation]:
+        return self.of.get(kind, [])
+
+    def unknown(self) -> list[Operation]:
+        """Return those of unknown outcome, of all kinds."""
+        return [each for operations in self.of.values() for each in operations if each.is_unknown]
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for kind, operations in sorted(self.of.items()):
+            calls = Tally(f"{each.call}{'?' if each.is_unknown else ''}" for each in operations)
+            lines.append(f"{kind}: " + ", ".join(f"{count} {call}" for call, count in sorted(calls.items())))
+        return "\n".join(lines)
+
+
+def read_at_the_end(sky: Connection, histories: Histories) -> Committed:
+    """Read everything once more, as operations after all others: what was acknowledged must be there now."""
+    recorder = Recorder(histories.add)
+    recorder.call("counter end", "value", (), lambda: sky.counter("counter", consistency="strong").value)
+    entries, members = sky.dict("dict", consistency="strong"), sky.set("set", consistency="strong")
+    for key in KEYS:
+        recorder.call("dict end", "get", (key, None), partial(entries.get, key, None))
+        recorder.call("set end", "contains", (key,), partial(members.contains, key))
+    recorder.call("lock end", "acquire", (), lambda: sky.lock("lock").acquire(timeout=30.0)).release()
+    return committed(sky)
+
+
+def committed(sky: Connection) -> Committed:
+    """Read etcd's history of the queue."""
+    session = sky._session()
+    prefix = session.layout.collection("queue", "queue") + b"items/"
+    puts: list[tuple[Any, int]] = []
+    wire = Wire(session.endpoints)
+    try:
+        now: pb.RangeResponse = wire.call(methods.RANGE, kv.read(prefix, kv.prefix_end(prefix)), timeout_s=3.0)
+        # A key of our own, written now, tells when the watch has told everything before it.
+        root = session.layout.root
+        until = wire.call(methods.PUT, pb.PutRequest(key=root + b"last"), timeout_s=3.0).header.revision
+        stream = wire.stream(methods.WATCH)
+        wanted = pb.WatchCreateRequest(key=root, range_end=kv.prefix_end(root), start_revision=1)
+        stream.send(pb.WatchRequest(create_request=wanted))
+        at = 0
+        for response in stream:
+            assert not response.compact_revision, "the history of the queue is compacted"
+            for event in response.events:
+                at = event.kv.mod_revision
+                if event.type == pb.Event.PUT and event.kv.key.startswith(prefix):
+                    puts.append((json.loads(event.kv.value), event.kv.mod_revision))
+            if at >= until:
+                break
+        stream.cancel()
+    finally:
+        wire.close()
+    return Committed(puts, [json.loads(found.value) for found in now.kvs])
+
+
+def judge(histories: Histories, queue: Committed, *, parties: int, trusts_reads: bool = True) -> dict[str, Verdict]:
+    """Check every collection's history. ``trusts_reads=False`` leaves out what only looked: see etcd #20418."""
+
+    def of(kind: str) -> list[Operation]:
+        return [each for each in histories[kind] if trusts_reads or each.call not in READS or "end" in each.process]
+
+    return {
+        "counter": check(CounterModel(), of("counter")),
+        "dict": check(DictModel(), of("dict")),
+        "set": check(SetModel(), of("set")),
+        "lock": check(LockModel(), with_expiries(histories["lock"])),
+        "queue": _check_queue(histories["queue"], queue),
+        "barrier": check_barrier(parties, histories["barrier"]),
+        "totals": _check_totals(histories["counter"]),
+    }
+
+
+def violations(verdicts: Mapping[str, Verdict]) -> list[str]:
+    """Return what the checks that failed, or could not decide, have to say."""
+    return [f"{kind}: {verdict}" for kind, verdict in verdicts.items() if not verdict]
+
+
+def with_expiries(history: Iterable[Operation]) -> list[Operation]:
+    """Say where a hold may have ended by itself: after an acquire or a release without an answer, and a lost hold."""
+    told: list[Operation] = []
+    for operation in history:
+        told.append(operation)
+        if operation.is_unknown or operation.result == "HoldLost":
+            # A lost hold was lost some time before, but after it was acquired: how long, the fencing tokens say.
+            since = _acquired(told, operation) if operation.call == "release" else operation.invoked
+            told.append(replace(operation, call="expire", arguments=(), result=None, invoked=since, returned=None))
+    return told
+
+
+def _acquired(history: Sequence[Operation], release: Operation) -> float:
+    """Return when the hold was acquired that this release was for."""
+    return next(
+        each.invoked
+        for each in reversed(history)
+        if each.call == "acquire" and each.process == release.process and each.result == release.arguments[0]
+    )
+
+
+def _check_totals(history: Sequence[Operation]) -> Verdict:
+    totals = Tally(each.result for each in history if each.call == "increment" and not each.is_unknown)
+    doubled = [total for total, times in totals.items() if times > 1]
+    return Verdict(ok=not doubled, reason=f"totals that two increments returned: {doubled}")
+
+
+def _check_queue(history: Sequence[Operation], queue: Committed) -> Verdict:
+    """Check it item by item, where an item that was committed twice is two, the second one of unknown origin.
+
+    That may be only if a get of unknown outcome had taken it: what such a get has taken is put back, at the end.
+    """
+    operations = [single for operation in history for single in singles(operation)]
+    gets = [each for each in operations if each.call == "get" and each.is_unknown]
+    revisions: dict[Any, int] = {}
+    remaining = list(queue.remaining)
+    again: set[Any] = set()
+    for item, revision in queue.puts:
+        if item not in revisions:
+            revisions[item] = revision
+            continue
+        if item in again or len(again) >= len(gets):
+            return Verdict(ok=False, reason=f"{item!r} was put more than once, the last time at revision {revision}")
+        again.add(item)
+        revisions[item, "again"] = revision
+        put = next(each for each in gets)
+        operations.append(replace(put, call="put", arguments=((item, "again"),)))
+    operations = [
+        replace(each, result=(each.result, "again"))
+        if each.call == "get" and not each.is_unknown and each.result is not EMPTY and each.result in again
+        else each
+        for each in operations
+    ]
+    remaining = [(item, "again") if item in again else item for item in remaining]
+    return check_queue_by_revision(operations, revisions, remaining=remaining)
