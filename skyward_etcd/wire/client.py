@@ -6,6 +6,7 @@ request means.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
@@ -59,6 +60,9 @@ class Wire:
         self._order = self._checked(endpoints)
         """The endpoints, the preferred one first: one attribute, so that a call needs no lock to read it."""
         self._lock = threading.Lock()
+        self._signing_on = threading.Lock()
+        self._signing_on_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
+        self._signing_on_loops = weakref.WeakKeyDictionary()
         self._channels: dict[str, Channel] = {}
         self._is_closed = False
         _WIRES.add(self)
@@ -85,8 +89,7 @@ class Wire:
         token = self._token
         try:
             if self._login and not token:
-                asked = self._login_request()
-                token = self._signed_on(channel.call(AUTHENTICATE.path, asked, timeout_s=timeout_s))
+                token = self._sign_on(channel, timeout_s)
             reply = channel.call(method.path, method.encode(request), timeout_s=timeout_s, metadata=token)
         except CallFailed as failure:
             raise self._failed(failure, endpoint, method.path, token) from None
@@ -99,8 +102,7 @@ class Wire:
         token = self._token
         try:
             if self._login and not token:
-                asked = self._login_request()
-                token = self._signed_on(await channel.call_async(AUTHENTICATE.path, asked, timeout_s=timeout_s))
+                token = await self._sign_on_async(channel, timeout_s)
             reply = await channel.call_async(method.path, method.encode(request), timeout_s=timeout_s, metadata=token)
         except CallFailed as failure:
             raise self._failed(failure, endpoint, method.path, token) from None
@@ -167,6 +169,8 @@ class Wire:
     def after_fork(self) -> None:
         """Open new channels from now on: the parent's are the parent's."""
         self._lock = threading.Lock()
+        self._signing_on = threading.Lock()
+        self._signing_on_loops.clear()
         for channel in self._channels.values():
             channel.after_fork()
 
@@ -184,6 +188,37 @@ class Wire:
             if channel is None:
                 channel = self._channels[endpoint] = open_channel(endpoint, self._tls, transport=self._transport)
             return channel
+
+    def _sign_on(self, channel: Channel, timeout_s: float) -> Metadata:
+        """Return a token, a new one unless another thread has just got one.
+
+        One at a time: each costs the member a tenth of a second of computing, and all threads want one when it ends.
+        """
+        if not self._signing_on.acquire(timeout=timeout_s):
+            raise CallFailed(Status.DEADLINE_EXCEEDED, "no token in time", maybe_applied=False)
+        try:
+            asked = self._login_request()
+            return self._token or self._signed_on(channel.call(AUTHENTICATE.path, asked, timeout_s=timeout_s))
+        except CallFailed as failure:
+            failure.maybe_applied = False  # what this is for has not left
+            raise
+        finally:
+            self._signing_on.release()
+
+    async def _sign_on_async(self, channel: Channel, timeout_s: float) -> Metadata:
+        """`_sign_on`, without blocking the event loop: one at a time on each."""
+        one_by_one = self._signing_on_loops.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        try:
+            async with asyncio.timeout(timeout_s), one_by_one:
+                asked = self._login_request()
+                return self._token or self._signed_on(
+                    await channel.call_async(AUTHENTICATE.path, asked, timeout_s=timeout_s)
+                )
+        except TimeoutError:
+            raise CallFailed(Status.DEADLINE_EXCEEDED, "no token in time", maybe_applied=False) from None
+        except CallFailed as failure:
+            failure.maybe_applied = False
+            raise
 
     def _login_request(self) -> bytes:
         assert self._login is not None  # noqa: S101 - asked before

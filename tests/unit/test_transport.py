@@ -16,9 +16,12 @@ import h2.connection
 import h2.events
 import pytest
 
-from skyward_etcd.wire import address, loops, sockets
+from skyward_etcd.errors import Unavailable
+from skyward_etcd.wire import address, loops, methods, sockets
+from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.address import Address, Place
 from skyward_etcd.wire.channel import SocketChannel, open_channel
+from skyward_etcd.wire.client import Login, Wire
 from skyward_etcd.wire.http2 import Http2, header_block
 from skyward_etcd.wire.status import CallFailed, Status
 
@@ -264,6 +267,23 @@ def test_what_a_server_asks_of_an_idle_connection_is_answered_without_waiting() 
         assert connection.is_good()
         assert b"12345678" in theirs.recv(1000)
         connection.close()
+
+
+@pytest.mark.parametrize("way", ["blocking", "asyncio"])
+async def test_a_write_whose_user_could_not_sign_on_was_not_applied(peer: Peer, way: str) -> None:
+    peer.holds_back.set()
+    wire = Wire([f"127.0.0.1:{peer.port}"], login=Login("user", "secret"), transport="sockets")
+    request = pb.PutRequest(key=b"k", value=b"x")
+
+    async def put() -> Any:
+        if way == "blocking":
+            return await asyncio.to_thread(wire.call, methods.PUT, request, timeout_s=0.3)
+        return await wire.call_async(methods.PUT, request, timeout_s=0.3)
+
+    for failure in await asyncio.gather(put(), put(), return_exceptions=True):
+        assert isinstance(failure, Unavailable)
+        assert not failure.maybe_applied
+    wire.close()
 
 
 # ---- streams
