@@ -36,7 +36,7 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 # gRPC's words for a connection that was never made (grpc/src/core, pick_first and subchannel):
-_NEVER_LEFT = ("failed to connect to all addresses", "DNS resolution failed", "Cannot invoke RPC", "Channel closed")
+_NEVER_LEFT = ("failed to connect to all addresses", "DNS resolution failed", "Cannot invoke RPC")
 
 _Metadata = tuple[tuple[str, str], ...]
 

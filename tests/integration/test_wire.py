@@ -265,13 +265,31 @@ async def test_a_closed_wire_fails_what_is_under_way_and_what_comes(
     await frozen.ready(ours)
     await calls(ours).call(methods.RANGE, RANGE, timeout_s=3)
     await frozen.freeze()
-    call = asyncio.ensure_future(calls(ours).call(methods.RANGE, RANGE, timeout_s=30))
+    call = asyncio.ensure_future(calls(ours).call(methods.PUT, put(b"x"), timeout_s=30))
     await asyncio.sleep(0.1)
     ours.close()
-    with pytest.raises(Unavailable, match="closed"):
+    with pytest.raises(Unavailable, match="closed") as caught:
         await asyncio.wait_for(call, 5)
+    assert caught.value.maybe_applied
     with pytest.raises(NotConnected, match="closed"):
         await calls(ours).call(methods.RANGE, RANGE, timeout_s=3)
+
+
+async def test_a_write_at_a_member_that_leaves_the_cluster_is_in_doubt(
+    server: Callable[..., Server], one_member: LocalCluster, wire: Opened, calls: Calls
+) -> None:
+    leaving = server()
+    ours = wire([leaving.endpoint])
+    await leaving.ready(ours)
+    await calls(ours).call(methods.RANGE, RANGE, timeout_s=3)
+    await leaving.freeze()
+    call = asyncio.ensure_future(calls(ours).call(methods.PUT, put(b"x"), timeout_s=30))
+    await asyncio.sleep(0.1)
+    ours.follow(one_member.endpoints)
+    with pytest.raises(Unavailable) as caught:
+        await asyncio.wait_for(call, 5)
+    assert caught.value.maybe_applied
+    assert (await calls(ours).call(methods.RANGE, RANGE, timeout_s=3)).header.revision
 
 
 async def test_who_is_no_etcd_is_told_apart(calls: Calls) -> None:
