@@ -69,7 +69,7 @@ class FaultLab:
         self._durable = durable
         self._kind = kind
         self._parent = directory
-        self._numbers = itertools.count(1)
+        self._planned = 0
         self._leaving = contextlib.ExitStack()
 
     # ---- its life
@@ -179,9 +179,14 @@ class FaultLab:
             membership.close()
         return fresh.name
 
+    def next_name(self) -> str:
+        """Return the name that the next member will have: its directory has the same."""
+        return f"m{self._planned + 1}"
+
     def plan(self) -> MemberSpec:
         """Return the spec of one more member, whose peers are still to be filled in."""
-        name = f"m{next(self._numbers)}"
+        name = self.next_name()
+        self._planned += 1
         addresses = self.network.add_member(name)
         return MemberSpec(
             name,
@@ -244,6 +249,10 @@ class FaultLab:
         """Return the name of a member that does not lead."""
         leader = self.leader()
         return next(name for name in self.members if name != leader)
+
+    def leads(self) -> str | None:
+        """Return the name of the member that leads now, if any says so."""
+        return self._leader(list(self.members))
 
     def require_healthy(self, *, within_s: float = 30.0) -> None:
         """Wait until every member answers, follows the same leader, raises no alarm, and has the same data.

@@ -16,13 +16,15 @@ from typing import Any
 from skyward_etcd.active import Connection
 from skyward_etcd.collections.base import Consistency
 from skyward_etcd.collections.dict import ABSENT
-from skyward_etcd.errors import SkywardEtcdError
+from skyward_etcd.errors import NoSpace, SkywardEtcdError
 from skyward_etcd.testing.history import EMPTY
 from skyward_etcd.testing.recorder import Recorder
 from tests.integration.helpers import Both, Calls
 
 KINDS = ("counter", "dict", "set", "queue", "lock", "barrier")
 KEYS = ("a", "b", "c", "d")
+_NO_SPACE_S = 1.0
+"""A pause after a write that was refused for want of space: only an operator can help."""
 BARRIER_S = 4.0
 """A wait at the barrier: long beside the load, short beside a test."""
 
@@ -158,7 +160,10 @@ class Load:
     async def _call(self, kind: str, call: str, arguments: tuple[Any, ...], made: Coroutine[Any, Any, Any]) -> Any:
         """Make one call and record it as one of ``kind``; return nothing if it failed."""
         with contextlib.suppress(SkywardEtcdError):
-            return await self._recorder.call_async(f"{kind} {self._name}", call, arguments, made)
+            try:
+                return await self._recorder.call_async(f"{kind} {self._name}", call, arguments, made)
+            except NoSpace:
+                await asyncio.sleep(_NO_SPACE_S)
 
     async def _goes_on(self) -> bool:
         await self._rest()

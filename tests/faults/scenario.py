@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,9 +20,11 @@ from skyward_etcd.cluster.process import Supervised
 from skyward_etcd.session.session import Session
 from skyward_etcd.testing.faults import FaultLab
 from skyward_etcd.testing.history import Operation
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire import methods
 from tests.faults.client import LIMITS, Settings, text_of, told
 from tests.faults.load import KINDS
-from tests.faults.verdict import Histories, judge, read_at_the_end, violations
+from tests.faults.verdict import Committed, Histories, judge, read_at_the_end, violations
 
 AT_ONCE = ("counter", "dict", "set", "queue")
 """What goes on without waiting for anybody."""
@@ -74,17 +76,23 @@ class Process:
 class Scenario:
     """The load on a lab's cluster; for ``with``. The cluster is healthy before, and when it is checked."""
 
-    def __init__(self, lab: FaultLab, *, seed: int = 1, kinds: tuple[str, ...] = KINDS) -> None:
+    def __init__(
+        self, lab: FaultLab, *, seed: int = 1, namespace: str = "faults", kinds: tuple[str, ...] = KINDS
+    ) -> None:
         self.lab = lab
         self.histories = Histories()
+        self.committed = Committed()
         self.parties = 2 * len(lab.clients)
         self.clients: dict[str, Process] = {}
         self._seed = seed
+        self._namespace = namespace
         self._kinds = kinds
         self._extra: list[Process] = []
 
     def __enter__(self) -> Self:
         self.lab.require_healthy()
+        with self.lab.inside("operator"):
+            self.committed.skip(Session(self.lab.endpoints("operator"), namespace=self._namespace))
         for number, place in enumerate(self.lab.clients):
             self.clients[place] = Process(self.lab, place, self._settings(place, place, first=number), self.histories)
         self.goes_on(times=1)
@@ -143,14 +151,41 @@ class Scenario:
         codes = {client.name: client.ended(within_s=45.0) for client in (*self.clients.values(), *self._extra)}
         assert not any(codes.values()), f"exit codes of the clients: {codes}"
         self.lab.require_healthy()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.lab.inside("operator"))
-            session = Session(self.lab.endpoints("operator"), namespace="faults", limits=LIMITS)
-            connection = Connection(stack.enter_context(session))
-            queue = read_at_the_end(connection, self.histories)
-        found = violations(judge(self.histories, queue, parties=self.parties, trusts_reads=self._trusts_reads()))
+        with self.operator() as session:
+            read_at_the_end(Connection(session), self.histories)
+            self.committed.read(session)
+        trusts = self._trusts_reads()
+        found = violations(judge(self.histories, self.committed, parties=self.parties, trusts_reads=trusts))
         if found:
             pytest.fail("\n\n".join([*found, str(self.histories)]), pytrace=False)
+
+    @contextlib.contextmanager
+    def operator(self) -> Generator[Session]:
+        """Return a session on the load's collections, at the operator's place."""
+        with self.lab.inside("operator"):
+            endpoints = self.lab.endpoints("operator")
+            with Session(endpoints, namespace=self._namespace, limits=LIMITS) as session:
+                yield session
+
+    def compact(self) -> None:
+        """Forget all of etcd's history, after it was noted for the verdict."""
+        with self.operator() as session:
+            self.committed.read(session)
+        forget = pb.CompactionRequest(revision=self.committed.up_to, physical=True)
+        self.lab.ask(self.lab.leader(), methods.COMPACT, forget, timeout_s=10.0)
+
+    def make_space(self) -> None:
+        """Do what an operator does when the quota is reached: compact, defragment, disarm the alarm."""
+        with self.lab.inside("operator"):
+            # No lease is granted without space: the session is not opened.
+            self.committed.read(Session(self.lab.endpoints("operator"), namespace=self._namespace))
+        forget = pb.CompactionRequest(revision=self.committed.up_to, physical=True)
+        self.lab.ask(self.lab.leader(), methods.COMPACT, forget, timeout_s=10.0)
+        for name in self.lab.members:
+            self.lab.ask(name, methods.DEFRAGMENT, pb.DefragmentRequest(), timeout_s=30.0)
+        for alarm in self.lab.ask(self.lab.leader(), methods.ALARM, pb.AlarmRequest()).alarms:
+            disarm = pb.AlarmRequest(action=pb.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm)
+            self.lab.ask(self.lab.leader(), methods.ALARM, disarm)
 
     def _answered(self) -> Tally[str]:
         """Count the answers; a barrier that broke is none, nor is a lock that was not to be had."""
@@ -169,4 +204,4 @@ class Scenario:
         members = list(self.lab.members)
         at = first % len(members)
         endpoints = tuple(self.lab.endpoints(place, [*members[at:], *members[:at]]))
-        return Settings(name, endpoints, "faults", self.parties, self._seed, kinds=self._kinds, holds=holds)
+        return Settings(name, endpoints, self._namespace, self.parties, self._seed, kinds=self._kinds, holds=holds)

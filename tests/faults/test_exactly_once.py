@@ -15,7 +15,7 @@ from skyward_etcd.testing.proxy import Faults, Proxy
 from skyward_etcd.testing.recorder import Recorder
 from tests.faults.load import KINDS, Load
 from tests.faults.naive import PLANTED, with_naive
-from tests.faults.verdict import Histories, judge, read_at_the_end, violations
+from tests.faults.verdict import Committed, Histories, judge, read_at_the_end, violations
 from tests.integration.helpers import Calls, until
 
 SHARE = 0.1
@@ -34,9 +34,10 @@ def proxies(three_members: LocalCluster) -> Iterator[list[Proxy]]:
 async def test_lost_answers_neither_lose_nor_double_anything(
     seed: int, proxies: list[Proxy], three_members: LocalCluster
 ) -> None:
-    histories = await under_cuts(proxies, three_members.endpoints, f"once-{seed}", seed=seed)
+    committed = from_now(three_members.endpoints, f"once-{seed}")
+    histories = await under_cuts(proxies, f"once-{seed}", seed=seed)
 
-    found = await asyncio.to_thread(verdicts, three_members.endpoints, f"once-{seed}", histories)
+    found = await asyncio.to_thread(verdicts, three_members.endpoints, f"once-{seed}", histories, committed)
     assert not found, "\n\n".join(found) + f"\n{histories}"
     assert not histories.unknown(), "every member answered all the time, so that every outcome could be known"
 
@@ -44,15 +45,15 @@ async def test_lost_answers_neither_lose_nor_double_anything(
 @pytest.mark.parametrize("kind", PLANTED)
 async def test_a_naive_retry_is_caught(kind: str, proxies: list[Proxy], three_members: LocalCluster) -> None:
     namespace = f"naive-{kind}"
-    histories = await under_cuts(proxies, three_members.endpoints, namespace, seed=1, naive=kind)
+    committed = from_now(three_members.endpoints, namespace)
+    histories = await under_cuts(proxies, namespace, seed=1, naive=kind)
 
-    found = await asyncio.to_thread(verdicts, three_members.endpoints, namespace, histories)
+    found = await asyncio.to_thread(verdicts, three_members.endpoints, namespace, histories, committed)
     assert [violation.partition(":")[0] for violation in found] == [kind], f"{found}\n{histories}"
 
 
 async def under_cuts(
     proxies: list[Proxy],
-    endpoints: list[str],
     namespace: str,
     *,
     seed: int,
@@ -89,8 +90,16 @@ async def under_cuts(
     return histories
 
 
-def verdicts(endpoints: list[str], namespace: str, histories: Histories) -> list[str]:
+def from_now(endpoints: list[str], namespace: str) -> Committed:
+    """Return etcd's history of the queue, to be read from now on."""
+    committed = Committed()
+    committed.skip(Session(endpoints, namespace=namespace))
+    return committed
+
+
+def verdicts(endpoints: list[str], namespace: str, histories: Histories, committed: Committed) -> list[str]:
     """Read the end state past the proxies, and return what is wrong."""
     with Session(endpoints, namespace=namespace) as session:
-        queue = read_at_the_end(Connection(session), histories)
-    return violations(judge(histories, queue, parties=len(SESSIONS)))
+        read_at_the_end(Connection(session), histories)
+        committed.read(session)
+    return violations(judge(histories, committed, parties=len(SESSIONS)))

@@ -11,6 +11,8 @@ from tests.faults.client import LIMITS
 from tests.faults.load import KINDS
 from tests.faults.scenario import ALONE, AT_ONCE, Scenario
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.mark.parametrize("leads", [True, False], ids=["leader", "follower"])
 def test_a_member_is_killed_and_comes_back(lab: FaultLab, leads: bool) -> None:  # noqa: FBT001

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from skyward_etcd.active import Connection
 from skyward_etcd.ops import kv
+from skyward_etcd.session.session import Session
 from skyward_etcd.testing.barrier_order import check_barrier
 from skyward_etcd.testing.history import EMPTY, Operation, Verdict, singles
 from skyward_etcd.testing.linearizability import (
@@ -30,12 +31,50 @@ from tests.faults.load import KEYS
 READS = frozenset({"value", "get", "contains"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Committed:
     """What etcd's own history says about the queue: each commitment of an item, and what is left."""
 
-    puts: Sequence[tuple[Any, int]]
-    remaining: Sequence[Any]
+    puts: list[tuple[Any, int]] = field(default_factory=list[tuple[Any, int]])
+    remaining: list[Any] = field(default_factory=list[Any])
+    up_to: int = 0
+    """The revision up to which the history is known: it may be compacted up to there."""
+
+    def skip(self, session: Session) -> None:
+        """Begin here: what was before is of no interest."""
+        self.up_to = _ask(session).header.revision
+
+    def read(self, session: Session) -> None:
+        """Read on, up to now. It takes neither a lease nor space, so that it can be done without either."""
+        items = session.layout.collection("queue", "queue") + b"items/"
+        now = _ask(session)
+        self.remaining = [json.loads(found.value) for found in now.kvs]
+        wire = Wire(session.endpoints)
+        try:
+            stream = wire.stream(methods.WATCH)
+            everything = pb.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=self.up_to + 1)
+            stream.send(pb.WatchRequest(create_request=everything))
+            responses = iter(stream)
+            while self.up_to < now.header.revision:  # each revision has an event
+                response = next(responses)
+                assert not response.compact_revision, "the history of the queue is compacted"
+                for event in response.events:
+                    self.up_to = event.kv.mod_revision
+                    if event.type == pb.Event.PUT and event.kv.key.startswith(items):
+                        self.puts.append((json.loads(event.kv.value), event.kv.mod_revision))
+            stream.cancel()
+        finally:
+            wire.close()
+
+
+def _ask(session: Session) -> pb.RangeResponse:
+    """Return the queue's items, and with them the revision of now."""
+    items = session.layout.collection("queue", "queue") + b"items/"
+    wire = Wire(session.endpoints)
+    try:
+        return wire.call(methods.RANGE, kv.read(items, kv.prefix_end(items)), timeout_s=3.0)
+    finally:
+        wire.close()
 
 
 class Histories:
@@ -63,7 +102,7 @@ class Histories:
         return "\n".join(lines)
 
 
-def read_at_the_end(sky: Connection, histories: Histories) -> Committed:
+def read_at_the_end(sky: Connection, histories: Histories) -> None:
     """Read everything once more, as operations after all others: what was acknowledged must be there now."""
     recorder = Recorder(histories.add)
     recorder.call("counter end", "value", (), lambda: sky.counter("counter", consistency="strong").value)
@@ -72,36 +111,6 @@ def read_at_the_end(sky: Connection, histories: Histories) -> Committed:
         recorder.call("dict end", "get", (key, None), partial(entries.get, key, None))
         recorder.call("set end", "contains", (key,), partial(members.contains, key))
     recorder.call("lock end", "acquire", (), lambda: sky.lock("lock").acquire(timeout=30.0)).release()
-    return committed(sky)
-
-
-def committed(sky: Connection) -> Committed:
-    """Read etcd's history of the queue."""
-    session = sky._session()
-    prefix = session.layout.collection("queue", "queue") + b"items/"
-    puts: list[tuple[Any, int]] = []
-    wire = Wire(session.endpoints)
-    try:
-        now: pb.RangeResponse = wire.call(methods.RANGE, kv.read(prefix, kv.prefix_end(prefix)), timeout_s=3.0)
-        # A key of our own, written now, tells when the watch has told everything before it.
-        root = session.layout.root
-        until = wire.call(methods.PUT, pb.PutRequest(key=root + b"last"), timeout_s=3.0).header.revision
-        stream = wire.stream(methods.WATCH)
-        wanted = pb.WatchCreateRequest(key=root, range_end=kv.prefix_end(root), start_revision=1)
-        stream.send(pb.WatchRequest(create_request=wanted))
-        at = 0
-        for response in stream:
-            assert not response.compact_revision, "the history of the queue is compacted"
-            for event in response.events:
-                at = event.kv.mod_revision
-                if event.type == pb.Event.PUT and event.kv.key.startswith(prefix):
-                    puts.append((json.loads(event.kv.value), event.kv.mod_revision))
-            if at >= until:
-                break
-        stream.cancel()
-    finally:
-        wire.close()
-    return Committed(puts, [json.loads(found.value) for found in now.kvs])
 
 
 def judge(histories: Histories, queue: Committed, *, parties: int, trusts_reads: bool = True) -> dict[str, Verdict]:
