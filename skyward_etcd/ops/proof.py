@@ -53,6 +53,7 @@ class Outcome:
 def prove(
     alternatives: Sequence[Alternative],
     *,
+    guard: Sequence[pb.Compare] = (),
     otherwise: Sequence[pb.RequestOp] = (),
     undo: Callable[[Outcome], Operation[None]] | None = None,
     identity: Identity | None = None,
@@ -60,9 +61,10 @@ def prove(
 ) -> Operation[Outcome]:
     """Apply the first alternative that holds, exactly once, and say which. One round trip.
 
-    ``otherwise`` may only read. Nothing is written when no alternative holds. If this is cancelled while the answer
-    is on its way, and an alternative was taken, ``undo`` is done in the background. Operations that name the lease of
-    an ``identity`` are tried with that one only.
+    ``otherwise`` may only read. Nothing is written when no alternative holds. Where the ``guard`` does not hold, none
+    is looked at and nothing read: there are no responses. If this is cancelled while the answer is on its way, and an
+    alternative was taken, ``undo`` is done in the background. Operations that name the lease of an ``identity`` are
+    tried with that one only.
 
     Raises:
         OutcomeUnknown: the session was lost together with the answer.
@@ -72,7 +74,7 @@ def prove(
         own: Identity = identity or (yield Identify())
         slot = own.borrow_slot()
         try:
-            outcome = yield from _try(_Proof(alternatives, otherwise, own, slot, what))
+            outcome = yield from _try(_Proof(alternatives, otherwise, own, slot, what, guard))
         except LeaseNotFound:
             yield Renounce(own)
             if identity is not None:
@@ -115,15 +117,19 @@ class _Proof:
     identity: Identity
     slot: Slot
     what: str
+    guard: Sequence[pb.Compare] = ()
 
     def request(self, *, moves: bool, moves_anyway: bool) -> pb.TxnRequest:
         """Return the transaction; which of its branches move the slot is what tells the tries apart."""
         slot, lease = self.slot, self.identity.lease
-        chain = self.otherwise if not moves_anyway else (*self.otherwise, kv.put(slot.key, _NONE, lease=lease))
+        moving = (kv.put(slot.key, _NONE, lease=lease),) if moves_anyway else ()
+        chain = (*self.otherwise, *moving)
         for number in range(len(self.alternatives) - 1, -1, -1):
             alternative = self.alternatives[number]
             record = (kv.put(slot.key, b"%d" % number, lease=lease),) if moves else ()
             chain = (kv.nested(alternative.compares, (*alternative.operations, *record), chain),)
+        if self.guard:
+            chain = (kv.nested(self.guard, chain, moving),)
         return kv.txn((kv.modified_at(slot.key, slot.mod_revision),), chain, (kv.get(slot.key),))
 
 
@@ -135,7 +141,7 @@ def _try(proof: _Proof, *, moves_first: bool = True) -> Operation[Outcome]:
     reply, doubt = yield from once(first, again, what=what)
     revision = reply.header.revision
     if reply.succeeded:
-        taken, responses = _taken(reply, len(proof.alternatives))
+        taken, responses = _taken(reply, proof)
         if doubt or (moves_first and taken is not None):
             slot.mod_revision = revision
             responses = responses[:-1]
@@ -150,9 +156,14 @@ def _try(proof: _Proof, *, moves_first: bool = True) -> Operation[Outcome]:
     return Outcome(None if found[0].value == _NONE else int(found[0].value), None, found[0].mod_revision)
 
 
-def _taken(reply: pb.TxnResponse, alternatives: int) -> tuple[int | None, Sequence[pb.ResponseOp]]:
+def _taken(reply: pb.TxnResponse, proof: _Proof) -> tuple[int | None, Sequence[pb.ResponseOp]]:
     responses: Sequence[pb.ResponseOp] = reply.responses
-    for number in range(alternatives):
+    if proof.guard:
+        guarded = responses[0].response_txn
+        responses = guarded.responses
+        if not guarded.succeeded:
+            return None, responses
+    for number in range(len(proof.alternatives)):
         inner = responses[0].response_txn
         responses = inner.responses
         if inner.succeeded:

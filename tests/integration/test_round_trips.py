@@ -178,14 +178,14 @@ def has_items_since_the_last_look(ours: World, theirs: World) -> None:
     has_items(ours, theirs)
     assert ours.queue.get_many(3) == [1, 2, 3]
     theirs.queue.put(0)
-    while theirs.queue._tail().page != ours.queue._head().page:
+    while theirs.queue._tail.page != ours.queue._front.page:
         assert ours.queue.get() == 0
         theirs.queue.put(0)
 
 
 def has_items_in_the_next_page(ours: World, theirs: World) -> None:
     has_items_since_the_last_look(ours, theirs)
-    while ours.queue.get() == 0 and theirs.queue._tail().page == ours.queue._head().page:
+    while ours.queue.get() == 0 and theirs.queue._tail.page == ours.queue._front.page:
         theirs.queue.put(0)
     theirs.queue.put(0)
 
