@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from skyward_etcd.collections.barrier import Barrier
+from skyward_etcd.collections.claim import Claim
 from skyward_etcd.collections.counter import Counter
 from skyward_etcd.collections.dict import ABSENT, Dict
 from skyward_etcd.collections.lock import Hold, Lock
 from skyward_etcd.collections.queue import Queue
 from skyward_etcd.collections.set import Set
-from skyward_etcd.errors import BrokenBarrier, SkywardEtcdError, Unavailable
+from skyward_etcd.errors import BrokenBarrier, HoldLost, SkywardEtcdError, Unavailable
 from skyward_etcd.testing import linearizability as lin
 from skyward_etcd.testing.simulator import Faults, Process, Simulation
 
@@ -258,6 +260,205 @@ WAITED_FOR_QUEUE = Scenario(
 CANCELLED_QUEUE = Scenario(use_queue, judge_returns, drain, faults=replace(LOSSY, cancellation=0.5))
 
 
+# ---- queue, claimed
+
+
+class Work:
+    """What became of each item of a queue, as its workers saw it."""
+
+    def __init__(self) -> None:
+        self.put: set[str] = set()
+        """Acknowledged puts."""
+        self.jobs: dict[str, Claim] = {}
+        """Who believes to have each item."""
+        self.newest: dict[str, Claim] = {}
+        """The last claim of each item."""
+        self.done: dict[str, str] = {}
+        """Items that are gone: acknowledged or got."""
+        self.maybe_done: set[str] = set()
+        """Items whose acknowledgement has an unknown outcome."""
+        self.riddles = 0
+        """Gets of unknown outcome, each of which may have taken an item."""
+        self.wrong: list[str] = []
+
+    def begin(self, job: Claim) -> None:
+        """Take note of a claim: all others who believe to have this item must be wrong in their own eyes too."""
+        item = str(job.value)
+        other, last = self.jobs.get(item), self.newest.get(item)
+        if item in self.done:
+            self.wrong.append(f"{item} was claimed after it was {self.done[item]}")
+        if job.valid and other is not None and other.valid:
+            self.wrong.append(f"{item} is claimed twice at once: {other} and {job}")
+        again = last is not None and last.item == job.item and last.token < job.token
+        if last is not None and again and last.deliveries >= job.deliveries:
+            self.wrong.append(f"{item}: {job} follows {last}")
+        if last is None or last.token < job.token:
+            self.newest[item] = job
+        self.jobs[item] = job
+
+    def finish(self, item: str, how: str) -> None:
+        """Take note that an item is gone, once."""
+        if item in self.done:
+            self.wrong.append(f"{item} was {how} after it was {self.done[item]}")
+        self.done[item] = how
+
+
+def _work(simulation: Simulation) -> Work:
+    work: Work = simulation.scratch.setdefault("work", Work())
+    return work
+
+
+async def use_claims(simulation: Simulation, process: Process) -> None:
+    queue, work = Queue(process.as_session(), "q"), _work(simulation)
+    for step in range(8):
+        item = f"{process.name}.{simulation.rng.randrange(10**9)}.{step}"
+        match simulation.rng.randrange(8):
+            case 0 | 1:
+                with contextlib.suppress(SkywardEtcdError):
+                    await queue.put_async(item)
+                    work.put.add(item)
+            case 2:
+                items = {f"{item}a", f"{item}b", f"{item}c"}
+                with contextlib.suppress(SkywardEtcdError):
+                    await queue.put_many_async(sorted(items))
+                    work.put |= items
+            case 3:
+                await _get_some(simulation, queue, work)
+            case _:
+                await _claim_one(simulation, queue, work, simulation.rng.choice((0.0, 0.0, 1.0, 20.0)))
+        await now_and_then_rest(simulation)
+
+
+async def _get_some(simulation: Simulation, queue: Queue, work: Work) -> None:
+    n = simulation.rng.choice((1, 1, 3))
+    work.riddles += n
+    with contextlib.suppress(SkywardEtcdError):
+        got = await queue.get_many_async(n, 0)
+        work.riddles -= n
+        for item in got:
+            work.finish(str(item), "got")
+
+
+async def _claim_one(simulation: Simulation, queue: Queue, work: Work, timeout: float) -> None:
+    with contextlib.suppress(SkywardEtcdError):
+        job = await queue.claim_async(timeout)
+        if job is not None:
+            await _work_on(simulation, work, job)
+
+
+async def _work_on(simulation: Simulation, work: Work, job: Claim) -> None:
+    item = str(job.value)
+    work.begin(job)
+    try:
+        await simulation.sleep(simulation.rng.choice((0.0, 0.01, 0.1, 1.0)))
+        if simulation.rng.random() < 0.25:
+            work.jobs.pop(item, None)
+            await job.release_async()
+            return
+        work.maybe_done.add(item)
+        try:
+            await job.ack_async()
+            work.finish(item, "acknowledged")
+        except HoldLost:
+            work.maybe_done.discard(item)
+    finally:
+        if work.jobs.get(item) is job:
+            del work.jobs[item]
+
+
+async def work_off(simulation: Simulation, process: Process) -> None:
+    """Claim what is left: all of it is to be had, as everybody else has ended."""
+    queue, work = Queue(process.as_session(), "q"), _work(simulation)
+    if claimed := await queue.claimed_async():
+        work.wrong.append(f"{claimed} are claimed, and nobody is left")
+    left = await queue.size_async()
+    while (job := await queue.claim_async(0)) is not None:
+        work.begin(job)
+        await job.ack_async()
+        work.finish(str(job.value), "acknowledged")
+        left -= 1
+    if left:
+        work.wrong.append(f"{left} more were counted than there were")
+    if rest := simulation.etcd.dump(b"/skyward/sim/queue/q/deliveries/"):
+        work.wrong.append(f"left over: {rest}")
+
+
+def judge_claims(simulation: Simulation) -> lin.Verdict:
+    """Nothing lost, nothing done twice, never two at one item; and the oldest first, as etcd saw it."""
+    work = _work(simulation)
+    wrong = [*work.wrong, *_passed_over(simulation), _failed(simulation)]
+    lost = work.put - set(work.done) - work.maybe_done
+    if len(lost) > work.riddles:
+        wrong.append(f"lost {lost} with {work.riddles} riddles")
+    reason = "\n".join(filter(None, wrong))
+    return lin.Verdict(ok=not reason, reason=reason or "nothing lost, nothing twice, in order")
+
+
+def _passed_over(simulation: Simulation) -> Iterator[str]:
+    """Say which items were picked while an older one was free, at that very revision, whoever was told of it.
+
+    An item that goes unclaimed was got; a claim that comes was made.
+    """
+    free: dict[bytes, int] = {}
+    claimed: dict[bytes, int] = {}
+    events = simulation.etcd.events(b"/skyward/sim/queue/q/", b"/skyward/sim/queue/q0", 1)
+    for revision, together in itertools.groupby(events, key=lambda event: event.kv.mod_revision):
+        gone, ended, made, came = set[bytes](), set[bytes](), set[bytes](), dict[bytes, int]()
+        for event in together:
+            what, _, name = event.kv.key.removeprefix(b"/skyward/sim/queue/q/").partition(b"/")
+            if what == b"items" and event.type == event.DELETE:
+                gone.add(name)
+            elif what == b"items":
+                came[name] = event.kv.create_revision
+            elif what == b"claims" and event.type == event.DELETE:
+                ended.add(name)
+            elif what == b"claims" and name not in claimed:
+                made.add(name)
+        picked = (gone - set(claimed)) | made
+        oldest = sorted(free, key=lambda name: (free[name], name))[: len(picked)]
+        if picked != set(oldest):
+            yield f"at {revision} {sorted(picked)} was picked, and the oldest was {oldest}"
+        claimed |= {name: free[name] for name in made if name in free}
+        free = {name: age for name, age in free.items() if name not in picked}
+        free |= {name: claimed.pop(name) for name in ended if name in claimed and name not in gone}
+        for name in gone:
+            claimed.pop(name, None)
+        free |= {name: age for name, age in came.items() if name not in claimed}
+
+
+# The judge reads the whole history: no compaction. Of a lease that ends before its time no holder can know.
+CLAIMS = Scenario(
+    use_claims, judge_claims, work_off, faults=replace(CRUEL, compaction=0.0, expiry=0.0, pause=0.05, death=0.02)
+)
+
+
+async def wait_for_claims(simulation: Simulation, process: Process) -> None:
+    """One process puts; the others claim, and often give back or lose it: an item of which nobody is told is stuck."""
+    queue = Queue(process.as_session(), "q")
+    if process is simulation.processes[0]:
+        for step in range(6):
+            await simulation.sleep(simulation.rng.uniform(0.0, 3.0))
+            await queue.put_async(step)
+        return
+    done = 0
+    while done < 3:
+        job = await queue.claim_async()
+        await simulation.sleep(simulation.rng.choice((0.0, 0.1, 3.0)))
+        if simulation.rng.random() < 0.5:
+            await job.release_async()
+            continue
+        with contextlib.suppress(HoldLost):
+            await job.ack_async()
+            done += 1
+
+
+CLAIMS_WAITED_FOR = Scenario(
+    wait_for_claims,
+    judge_handing_over,
+    faults=Faults(refused=0.1, broken_stream=0.5, compaction=0.5, pause=0.02, expiry=0.05),
+)
+
+
 # ---- lock
 
 
@@ -394,6 +595,8 @@ SCENARIOS = {
     "queue": QUEUE,
     "queue with cancelled gets": CANCELLED_QUEUE,
     "queue that is waited for": WAITED_FOR_QUEUE,
+    "queue of claims": CLAIMS,
+    "queue of claims that are waited for": CLAIMS_WAITED_FOR,
     "lock": LOCK,
     "barrier": BARRIER,
     "barrier in haste": HASTY_BARRIER,
