@@ -6,8 +6,9 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from skyward_etcd.collections.barrier import Barrier
@@ -18,6 +19,7 @@ from skyward_etcd.collections.lock import Hold, Lock
 from skyward_etcd.collections.queue import Queue
 from skyward_etcd.collections.set import Set
 from skyward_etcd.errors import BrokenBarrier, HoldLost, SkywardEtcdError, Unavailable
+from skyward_etcd.ops import kv
 from skyward_etcd.testing import linearizability as lin
 from skyward_etcd.testing.simulator import Faults, Process, Simulation
 
@@ -285,7 +287,7 @@ class Work:
         """Take note of a claim: all others who believe to have this item must be wrong in their own eyes too."""
         item = str(job.value)
         other, last = self.jobs.get(item), self.newest.get(item)
-        if item in self.done:
+        if item in self.done and job.valid:
             self.wrong.append(f"{item} was claimed after it was {self.done[item]}")
         if job.valid and other is not None and other.valid:
             self.wrong.append(f"{item} is claimed twice at once: {other} and {job}")
@@ -308,8 +310,8 @@ def _work(simulation: Simulation) -> Work:
     return work
 
 
-async def use_claims(simulation: Simulation, process: Process) -> None:
-    queue, work = Queue(process.as_session(), "q"), _work(simulation)
+async def use_claims(simulation: Simulation, process: Process, *, most: int | None = None) -> None:
+    queue, work = Queue(process.as_session(), "q", max_deliveries=most), _work(simulation)
     for step in range(8):
         item = f"{process.name}.{simulation.rng.randrange(10**9)}.{step}"
         match simulation.rng.randrange(8):
@@ -366,27 +368,33 @@ async def _work_on(simulation: Simulation, work: Work, job: Claim) -> None:
             del work.jobs[item]
 
 
-async def work_off(simulation: Simulation, process: Process) -> None:
-    """Claim what is left: all of it is to be had, as everybody else has ended."""
-    queue, work = Queue(process.as_session(), "q"), _work(simulation)
+async def work_off(simulation: Simulation, process: Process, *, most: int | None = None) -> None:
+    """Claim what is left: all of it is to be had, as everybody else has ended. What was tried too often, is dead."""
+    queue, work = Queue(process.as_session(), "q", max_deliveries=most), _work(simulation)
     if claimed := await queue.claimed_async():
         work.wrong.append(f"{claimed} are claimed, and nobody is left")
-    left = await queue.size_async()
+    left, buried = await queue.size_async(), await queue.dead.size_async()
     while (job := await queue.claim_async(0)) is not None:
         work.begin(job)
         await job.ack_async()
         work.finish(str(job.value), "acknowledged")
         left -= 1
+    await simulation.sleep(5.0)
+    left -= await queue.dead.size_async() - buried
+    for item in await queue.dead.get_many_async(1000, 0):
+        work.finish(str(item), "buried")
     if left:
         work.wrong.append(f"{left} more were counted than there were")
     if rest := simulation.etcd.dump(b"/skyward/sim/queue/q/deliveries/"):
         work.wrong.append(f"left over: {rest}")
 
 
-def judge_claims(simulation: Simulation) -> lin.Verdict:
+def judge_claims(simulation: Simulation, *, most: int | None = None) -> lin.Verdict:
     """Nothing lost, nothing done twice, never two at one item; and the oldest first, as etcd saw it."""
     work = _work(simulation)
-    wrong = [*work.wrong, *_passed_over(simulation), _failed(simulation)]
+    wrong = [*work.wrong, *_passed_over(simulation, most), _failed(simulation)]
+    if most is not None and any(job.deliveries > most for job in work.newest.values()):
+        wrong.append(f"delivered too often: {work.newest}")
     lost = work.put - set(work.done) - work.maybe_done
     if len(lost) > work.riddles:
         wrong.append(f"lost {lost} with {work.riddles} riddles")
@@ -394,36 +402,56 @@ def judge_claims(simulation: Simulation) -> lin.Verdict:
     return lin.Verdict(ok=not reason, reason=reason or "nothing lost, nothing twice, in order")
 
 
-def _passed_over(simulation: Simulation) -> Iterator[str]:
+def _passed_over(simulation: Simulation, most: int | None) -> Iterator[str]:
     """Say which items were picked while an older one was free, at that very revision, whoever was told of it.
 
-    An item that goes unclaimed was got; a claim that comes was made.
+    An item that goes unclaimed was got (or buried, if it comes to the dead ones); a claim that comes was made.
     """
     free: dict[bytes, int] = {}
     claimed: dict[bytes, int] = {}
-    events = simulation.etcd.events(b"/skyward/sim/queue/q/", b"/skyward/sim/queue/q0", 1)
+    tried: dict[bytes, int] = {}
+    events = simulation.etcd.events(b"/skyward/sim/queue/q.dead/", b"/skyward/sim/queue/q0", 1)
     for revision, together in itertools.groupby(events, key=lambda event: event.kv.mod_revision):
-        gone, ended, made, came = set[bytes](), set[bytes](), set[bytes](), dict[bytes, int]()
-        for event in together:
-            what, _, name = event.kv.key.removeprefix(b"/skyward/sim/queue/q/").partition(b"/")
-            if what == b"items" and event.type == event.DELETE:
-                gone.add(name)
-            elif what == b"items":
-                came[name] = event.kv.create_revision
-            elif what == b"claims" and event.type == event.DELETE:
-                ended.add(name)
-            elif what == b"claims" and name not in claimed:
-                made.add(name)
-        picked = (gone - set(claimed)) | made
-        oldest = sorted(free, key=lambda name: (free[name], name))[: len(picked)]
+        now = _Moment(together)
+        got = set() if now.buries else now.gone - set(claimed)
+        picked = got | {name for name in now.claimed if name not in claimed}
+        able = [name for name in free if most is None or tried.get(name, 0) < most]
+        oldest = sorted(able, key=lambda name: (free[name], name))[: len(picked)]
         if picked != set(oldest):
             yield f"at {revision} {sorted(picked)} was picked, and the oldest was {oldest}"
-        claimed |= {name: free[name] for name in made if name in free}
-        free = {name: age for name, age in free.items() if name not in picked}
-        free |= {name: claimed.pop(name) for name in ended if name in claimed and name not in gone}
-        for name in gone:
-            claimed.pop(name, None)
-        free |= {name: age for name, age in came.items() if name not in claimed}
+        if now.buries and any(tried.get(name, 0) < (most or 0) for name in now.gone):
+            yield f"at {revision} {sorted(now.gone)} was buried alive"
+        tried |= now.tried
+        claimed |= {name: free.pop(name) for name in picked - now.gone if name in free}
+        free |= {name: claimed.pop(name) for name in now.ended if name in claimed}
+        free |= {name: age for name, age in now.there.items() if name not in claimed}
+        for name in now.gone:
+            free.pop(name, None)
+
+
+class _Moment:
+    """What happened to a queue in one revision, by the items' names."""
+
+    def __init__(self, events: Iterable[kv.Event]) -> None:
+        self.gone, self.ended, self.claimed = set[bytes](), set[bytes](), set[bytes]()
+        self.there, self.tried = dict[bytes, int](), dict[bytes, int]()
+        self.buries = False
+        for event in events:
+            queue, _, rest = event.kv.key.removeprefix(b"/skyward/sim/queue/").partition(b"/")
+            what, _, name = rest.partition(b"/")
+            match what, kv.is_delete(event):
+                case b"items", is_delete if queue == b"q.dead":
+                    self.buries = self.buries or not is_delete
+                case b"items", True:
+                    self.gone.add(name)
+                case b"items", False:
+                    self.there[name] = event.kv.create_revision
+                case b"claims", True:
+                    self.ended.add(name)
+                case b"claims", False:
+                    self.claimed.add(name)
+                case b"deliveries", False:
+                    self.tried[name] = event.kv.version
 
 
 # The judge reads the whole history: no compaction. Of a lease that ends before its time no holder can know.
@@ -432,13 +460,28 @@ CLAIMS = Scenario(
 )
 
 
+DEAD_LETTERS = replace(
+    CLAIMS,
+    program=partial(use_claims, most=2),
+    judge=partial(judge_claims, most=2),
+    finale=partial(work_off, most=2),
+)
+
+
 async def wait_for_claims(simulation: Simulation, process: Process) -> None:
-    """One process puts; the others claim, and often give back or lose it: an item of which nobody is told is stuck."""
+    """One process puts, and claims in vain; the others work: a return of which nobody is told keeps them for ever."""
     queue = Queue(process.as_session(), "q")
     if process is simulation.processes[0]:
-        for step in range(6):
+        for step in range(2):
             await simulation.sleep(simulation.rng.uniform(0.0, 3.0))
-            await queue.put_async(step)
+            await queue.put_many_async(range(3 * step, 3 * step + 3))
+            with contextlib.suppress(Unavailable):  # not in time
+                job = await queue.claim_async(0.0)
+                await simulation.sleep(simulation.rng.uniform(0.0, 20.0))
+                if simulation.rng.random() < 0.3:
+                    process.lose_lease()
+                elif job is not None:
+                    await job.release_async()
         return
     done = 0
     while done < 3:
@@ -452,11 +495,8 @@ async def wait_for_claims(simulation: Simulation, process: Process) -> None:
             done += 1
 
 
-CLAIMS_WAITED_FOR = Scenario(
-    wait_for_claims,
-    judge_handing_over,
-    faults=Faults(refused=0.1, broken_stream=0.5, compaction=0.5, pause=0.02, expiry=0.05),
-)
+# A compaction, and a lost lease, make whoever waits look again: they would hide that somebody was not told.
+CLAIMS_WAITED_FOR = Scenario(wait_for_claims, judge_handing_over, faults=Faults(refused=0.1, broken_stream=0.3))
 
 
 # ---- lock
@@ -596,6 +636,7 @@ SCENARIOS = {
     "queue with cancelled gets": CANCELLED_QUEUE,
     "queue that is waited for": WAITED_FOR_QUEUE,
     "queue of claims": CLAIMS,
+    "queue with dead letters": DEAD_LETTERS,
     "queue of claims that are waited for": CLAIMS_WAITED_FOR,
     "lock": LOCK,
     "barrier": BARRIER,

@@ -12,7 +12,7 @@ import pytest
 
 from skyward_etcd.collections import barrier, claim, dict, front, lock, places, queue, tail
 from skyward_etcd.ops import attempt, kv, proof
-from skyward_etcd.ops.effects import Operation
+from skyward_etcd.ops.effects import Await, Operation
 from skyward_etcd.session import watch
 from skyward_etcd.testing.simulator import Stuck
 from skyward_etcd.wire import messages as pb
@@ -95,12 +95,10 @@ def lose_what_was_cancelled(patch: pytest.MonkeyPatch) -> None:
 def acknowledge_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
     """Remove an item without looking whose claim it is."""
 
-    def done(self: Any, ended: Any) -> proof.Alternative:
-        careful = carefully(self, ended)
-        return proof.Alternative((), careful.operations)
+    def acknowledge(alternatives: Any, *, what: str, **_: Any) -> Operation[proof.Outcome]:
+        return (yield from proof.prove([proof.Alternative((), alternatives[0].operations)], what=what))
 
-    carefully = claim.Claims._done
-    patch.setattr(claim.Claims, "_done", done)
+    patch.setattr(claim, "prove", acknowledge)
 
 
 def give_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
@@ -140,6 +138,13 @@ def believe_an_old_view(patch: pytest.MonkeyPatch) -> None:
 
 def tell_nobody_of_what_is_given_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(kv, "touch", kv.get)
+
+
+def tell_nobody_whose_lease_has_ended(patch: pytest.MonkeyPatch) -> None:
+    def told(self: Any, watching: Any, _: Any, deadline: Any) -> Operation[bool]:
+        return bool((yield Await(deadline, (watching,))))
+
+    patch.setattr(queue.Queue, "_told", told)
 
 
 def open_the_gate_for_anybody(patch: pytest.MonkeyPatch) -> None:
@@ -191,6 +196,7 @@ PLANTED: list[tuple[Plant, str]] = [
     (claim_on_no_lease, "queue of claims"),
     (believe_an_old_view, "queue of claims"),
     (tell_nobody_of_what_is_given_back, "queue of claims that are waited for"),
+    (tell_nobody_whose_lease_has_ended, "queue of claims that are waited for"),
     (open_the_gate_for_anybody, "barrier in haste"),
     (begin_again_without_a_word, "queue that is waited for"),
     (forget_what_was_compacted, "queue that is waited for"),
