@@ -170,7 +170,7 @@ class Front:
         view, places, keys = memory.view, self._places, (item.key,)
         page = places.page_of(item.key)
         if view.holders or page < view.first:
-            return None  # what is older has to be looked at first
+            return None  # something older is there for certain, or was lately: this would be in vain
         is_oldest = (
             kv.all_created_from(item.create_revision, places.items(view.first), places.items(page + 1)),
             # What was put in the same transaction has the same revision; the one before it goes first.
@@ -274,6 +274,10 @@ class Front:
             # What was claimed long ago is done by now: the first page is another.
             memory.looked_back_at = view.page
             view = view.afresh()
+        if view.page == view.first:
+            view = (
+                view.afresh()
+            )  # all that is claimed will be seen again, and nobody else has to be thought of any more
         while (found := (yield from self._search(view))) is None:
             view = view.afresh()
         memory.view = found

@@ -410,6 +410,8 @@ def _passed_over(simulation: Simulation, most: int | None) -> Iterator[str]:
     free: dict[bytes, int] = {}
     claimed: dict[bytes, int] = {}
     tried: dict[bytes, int] = {}
+    values: dict[bytes, bytes] = {}
+    done: set[bytes] = set()
     events = simulation.etcd.events(b"/skyward/sim/queue/q.dead/", b"/skyward/sim/queue/q0", 1)
     for revision, together in itertools.groupby(events, key=lambda event: event.kv.mod_revision):
         now = _Moment(together)
@@ -421,6 +423,10 @@ def _passed_over(simulation: Simulation, most: int | None) -> Iterator[str]:
             yield f"at {revision} {sorted(picked)} was picked, and the oldest was {oldest}"
         if now.buries and any(tried.get(name, 0) < (most or 0) for name in now.gone):
             yield f"at {revision} {sorted(now.gone)} was buried alive"
+        done |= {values[name] for name in now.gone if name in claimed}
+        if again := {name for name, value in now.values.items() if name not in values and value in done}:
+            yield f"at {revision} {sorted(again)} came, and that was claimed at another place before"
+        values |= now.values
         tried |= now.tried
         claimed |= {name: free.pop(name) for name in picked - now.gone if name in free}
         free |= {name: claimed.pop(name) for name in now.ended if name in claimed}
@@ -435,6 +441,7 @@ class _Moment:
     def __init__(self, events: Iterable[kv.Event]) -> None:
         self.gone, self.ended, self.claimed = set[bytes](), set[bytes](), set[bytes]()
         self.there, self.tried = dict[bytes, int](), dict[bytes, int]()
+        self.values: dict[bytes, bytes] = {}
         self.buries = False
         for event in events:
             queue, _, rest = event.kv.key.removeprefix(b"/skyward/sim/queue/").partition(b"/")
@@ -446,6 +453,7 @@ class _Moment:
                     self.gone.add(name)
                 case b"items", False:
                     self.there[name] = event.kv.create_revision
+                    self.values[name] = event.kv.value
                 case b"claims", True:
                     self.ended.add(name)
                 case b"claims", False:

@@ -109,10 +109,23 @@ def give_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
         mine = self._places.claim_of(item)
         for old in found.kvs:
             again = old.key + b"0"  # younger than all that is there
-            ends = (kv.delete(mine), kv.delete(item), kv.put(again, old.value), kv.put(self._places.returns))
+            gone = (kv.delete(mine), kv.delete(item), kv.delete(self._places.deliveries_of(item)))
+            ends = (*gone, kv.put(again, old.value), kv.put(self._places.returns))
             yield from attempt.txn_repeatable(kv.txn((kv.created_at(mine, token),), ends))
 
     patch.setattr(claim.Claims, "_let_go", let_go)
+
+
+def forget_how_often_it_was_delivered(patch: pytest.MonkeyPatch) -> None:
+    """Keep the count of deliveries on the lease, where it goes with the claim."""
+
+    def claiming(self: Any, identity: Any, items: Any) -> Any:
+        operations = for_good(self, identity, items)
+        operations[2].request_put.lease = identity.lease
+        return operations
+
+    for_good = claim.Claims._claiming
+    patch.setattr(claim.Claims, "_claiming", claiming)
 
 
 def claim_on_no_lease(patch: pytest.MonkeyPatch) -> None:
@@ -193,6 +206,8 @@ PLANTED: list[tuple[Plant, str]] = [
     (lose_what_was_cancelled, "queue with cancelled gets"),
     (acknowledge_whatever_is_there, "queue of claims"),
     (give_back_to_the_end, "queue of claims"),
+    (forget_how_often_it_was_delivered, "queue of claims"),
+    (forget_how_often_it_was_delivered, "queue with dead letters"),
     (claim_on_no_lease, "queue of claims"),
     (believe_an_old_view, "queue of claims"),
     (tell_nobody_of_what_is_given_back, "queue of claims that are waited for"),
