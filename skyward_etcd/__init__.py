@@ -5,6 +5,7 @@ from __future__ import annotations
 from skyward_etcd.active import Connection, Tls, barrier, connect, counter, dict, lock, queue, set
 from skyward_etcd.collections.barrier import Barrier
 from skyward_etcd.collections.base import Consistency
+from skyward_etcd.collections.claim import Claim
 from skyward_etcd.collections.counter import Counter
 from skyward_etcd.collections.dict import ABSENT, Dict
 from skyward_etcd.collections.lock import Hold, Lock
@@ -89,6 +90,7 @@ __all__ = [
     "BinaryNotFound",
     "BrokenBarrier",
     "CallbackWriter",
+    "Claim",
     "Compacted",
     "Compute",
     "Connection",

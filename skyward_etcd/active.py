@@ -61,9 +61,13 @@ class Shared:
         """Return the `Counter` of this name."""
         return Counter(self._session(), name, consistency=consistency)
 
-    def queue(self, name: str) -> Queue:
-        """Return the `Queue` of this name."""
-        return Queue(self._session(), name)
+    def queue(self, name: str, *, max_deliveries: int | None = None) -> Queue:
+        """Return the `Queue` of this name.
+
+        With ``max_deliveries``, an item that was claimed so often in vain is moved to the queue `Queue.dead`. All
+        handles of one queue must say the same.
+        """
+        return Queue(self._session(), name, max_deliveries=max_deliveries)
 
     def barrier(self, name: str, n: int | None = None, *, parties: int | None = None) -> Barrier:
         """Return the `Barrier` of this name for ``n`` callers (``parties`` in Skyward 0.11's words)."""

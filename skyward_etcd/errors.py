@@ -13,8 +13,8 @@
     │   ├── PermissionDenied(PermissionError)   wrong or missing credentials
     │   └── NoSpace(OSError)                    the cluster's quota is reached
     ├── LockTimeout(TimeoutError)               the lock was not to be had in time
-    ├── NotHeld(RuntimeError)                   release() by somebody who does not hold the lock
-    ├── HoldLost(RuntimeError)                  the lock was lost while it was held
+    ├── NotHeld(RuntimeError)                   release() by somebody who does not hold it
+    ├── HoldLost(RuntimeError)                  a lock or a claim was lost while it was held
     ├── BrokenBarrier(BrokenBarrierError)       a participant died, left or timed out
     ├── WrongKind(TypeError)                    the name belongs to another kind of collection
     ├── ValueTooLarge(ValueError)               over the limit for one value
@@ -113,11 +113,11 @@ class LockTimeout(SkywardEtcdError, TimeoutError):
 
 
 class NotHeld(SkywardEtcdError, RuntimeError):
-    """``release()`` was called by a thread or task that does not hold the lock. Nobody's hold was touched."""
+    """A lock or a claim was given up by somebody who does not hold it (any more). Nobody's hold was touched."""
 
 
 class HoldLost(SkywardEtcdError, RuntimeError):
-    """The session's lease ended while the lock was held: another holder may be at work."""
+    """The session's lease ended while a lock or a claim was held: another holder may be at work."""
 
 
 class BrokenBarrier(SkywardEtcdError, threading.BrokenBarrierError):

@@ -174,7 +174,7 @@ class Counter(Collection):
                 yield from self._create(shard)
             value = shard.value + sum(amounts)
             request = kv.txn(
-                (kv.modified_at(shard.key, shard.mod_revision), *((guard.compare,) if guard else ())),
+                (kv.modified_at(shard.key, shard.mod_revision), *(guard.compares if guard else ())),
                 (kv.put(shard.key, b"%d" % value), everything),
                 (kv.get(shard.key),),
             )

@@ -254,7 +254,7 @@ class Hold:
             TypeError: it is no dict, set or counter.
         """
         refusal = f"{self._what} is no longer held through this hold (token {self.token}): nothing was written"
-        return guarded(collection, Guard(kv.created_at(self.key, self.token), refusal))
+        return guarded(collection, Guard((kv.created_at(self.key, self.token),), refusal))
 
     def wait_lost(self, timeout: float | None = None) -> bool:
         """Wait until the session's lease is lost, and with it the lock; tell whether it was. No round trip.

@@ -1,43 +1,33 @@
 """A first-in-first-out queue whose cost does not depend on its length.
 
-Items lie in *pages*. Every put goes to the current page; now and then a put also moves on to the next one, so that
-pages follow each other in the order of commitment, and inside a page the creation revision orders. A get looks at
-one page only, and removes the first item that is left in one transaction, however many try at once.
+Items lie in *pages*. Every put goes to the current page (`tail`); now and then a put also moves on to the next one. A
+get or a claim looks at one page only, and picks the first item that is free in one transaction, however many try at
+once (`front`). A get removes what it picks, a claim (`claim`) puts its mark beside it.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
+from skyward_etcd.collections.claim import Claim, Claims
+from skyward_etcd.collections.front import Front
+from skyward_etcd.collections.places import Places
+from skyward_etcd.collections.tail import Tail, read_number
 from skyward_etcd.errors import OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import range_, recall
-from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Watch, Watching
+from skyward_etcd.ops.attempt import range_, recall, txn_repeatable
+from skyward_etcd.ops.effects import Await, Deadline, Later, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
+from skyward_etcd.session.session import Session
 
 T = TypeVar("T")
 
 __all__ = ["Queue"]
-
-_PAGE = 64
-"""Each session moves on to the next page once in so many puts, each at another moment: the mean length of a page."""
-_LONGEST_CHAIN = 8
-"""Candidates that one get tries in one transaction at most: enough for as many consumers at once."""
-_LOOK_AHEAD = 2
-"""Pages looked at together otherwise: when the first is used up, the second is known at once."""
-_WINDOW = 64
-"""Pages looked at together when the head has fallen behind."""
-_MANY = 48
-"""Items that travel in one transaction."""
-_TWICE_BYTES = 64 * 1024
-"""Up to here an item is sent for two pages at once, so that a page that just ended costs no second round trip."""
-_CHUNK_BYTES = 512 * 1024
 
 
 class Queue(Collection):
@@ -54,6 +44,25 @@ class Queue(Collection):
     """
 
     kind = "queue"
+
+    def __init__(self, session: Session, name: str, *, max_deliveries: int | None = None) -> None:
+        super().__init__(session, name)
+        self.max_deliveries = (
+            None if max_deliveries is None else check_count(max_deliveries, what=f"{self._what}: max_deliveries")
+        )
+        places = self._places = Places(self._prefix, session.layout)
+        self._tail = Tail(session, places, self._what)
+        self._front = Front(
+            session, places, self._tail, self._what, max_deliveries=self.max_deliveries, bury=self._bury
+        )
+        self._claims = Claims(
+            session, places, self._front, self._what, max_deliveries=self.max_deliveries, bury=self._bury
+        )
+
+    @property
+    def dead(self) -> Queue:
+        """The queue of the items that were delivered ``max_deliveries`` times in vain: ``{name}.dead``."""
+        return Queue(self._session, f"{self.name}.dead")
 
     # ---- putting
 
@@ -111,6 +120,37 @@ class Queue(Collection):
         """`get_many`, without blocking the event loop."""
         return await self._run_async(self._get(check_count(n, what="n"), timeout))
 
+    # ---- claiming
+
+    @overload
+    def claim(self, timeout: None = None) -> Claim: ...
+
+    @overload
+    def claim(self, timeout: float | None) -> Claim | None: ...
+
+    def claim(self, timeout: float | None = None) -> Claim | None:
+        """Claim the first item, to work on it; wait for one as `get` does, then return ``None``.
+
+        The item is nobody else's until the claim is acknowledged (then it is gone), released (then it is at its old
+        place again), or its process's lease has ended (likewise). So an item whose worker dies is delivered again: at
+        least once, not exactly once. One round trip while there are items. A claim that is cancelled in the very
+        moment is given back from the background, and counts as a delivery.
+
+        Raises:
+            Unavailable: nobody answered: 3 s after the time is over at the latest. Nothing stays claimed.
+        """
+        return self._run(self._claim(timeout))
+
+    @overload
+    async def claim_async(self, timeout: None = None) -> Claim: ...
+
+    @overload
+    async def claim_async(self, timeout: float | None) -> Claim | None: ...
+
+    async def claim_async(self, timeout: float | None = None) -> Claim | None:
+        """`claim`, without blocking the event loop."""
+        return await self._run_async(self._claim(timeout))
+
     # Skyward 0.11 and later say it so:
     offer, offer_async = put, put_async
 
@@ -125,7 +165,7 @@ class Queue(Collection):
     # ---- looking
 
     def empty(self) -> bool:
-        """Tell whether there is no item at this moment. One round trip if there is one, else two."""
+        """Tell whether there is nothing to get or claim at this moment. One round trip if there is one, else two."""
         return self._run(self._empty())
 
     async def empty_async(self) -> bool:
@@ -133,12 +173,20 @@ class Queue(Collection):
         return await self._run_async(self._empty())
 
     def size(self) -> int:
-        """Return the number of items. Two round trips; etcd counts them, at about 0.2 s a million."""
+        """Return the number of items that wait. Two round trips; etcd counts them, at about 0.2 s a million."""
         return self._run(self._size())
 
     async def size_async(self) -> int:
         """`size`, without blocking the event loop."""
         return await self._run_async(self._size())
+
+    def claimed(self) -> int:
+        """Return the number of items that are claimed. One round trip."""
+        return self._run(self._claimed())
+
+    async def claimed_async(self) -> int:
+        """`claimed`, without blocking the event loop."""
+        return await self._run_async(self._claimed())
 
     def __len__(self) -> int:
         return self._run(self._size())
@@ -147,7 +195,7 @@ class Queue(Collection):
         return not self._run(self._empty())
 
     def clear(self) -> None:
-        """Remove all items, at once. One round trip."""
+        """Remove all items, at once, the claimed ones too. One round trip."""
         self._run(self._clear())
 
     async def clear_async(self) -> None:
@@ -158,46 +206,24 @@ class Queue(Collection):
 
     def _put(self, values: Sequence[Any]) -> Operation[None]:
         data = [self._encode(value) for value in values]  # all of them, before anything is sent
-        yield from agree(self._session, self.kind, self.name)
-        yield from self._put_raw(data)
+        yield from self._agree()
+        yield from self._tail.put(data)
 
-    def _put_raw(self, data: Sequence[bytes]) -> Operation[None]:
-        identity: Identity = yield Identify()
-        for chunk in _chunks(data):
-            yield from self._put_chunk(identity, chunk)
+    def _agree(self) -> Operation[None]:
+        if self.max_deliveries is None:
+            yield from agree(self._session, self.kind, self.name)
+            return
+        yield from agree(self._session, self.kind, self.name, {"max_deliveries": self.max_deliveries})
+        yield from self.dead._agree()  # now, and not when the first item is lost to it
 
-    def _put_chunk(self, identity: Identity, chunk: Sequence[bytes]) -> Operation[None]:
-        items = [(f"{identity.id}.{identity.serial():012d}", value) for value in chunk]
-        tail = self._tail()
-        moves_on = tail.counts_to_next_page(identity.id, len(items))
-        twice = sum(map(len, chunk)) <= _TWICE_BYTES
-        while True:
-            pages = (tail.page, tail.page + 1) if twice else (tail.page,)
-            alternatives = [self._into(page, items, moves_on=moves_on) for page in pages]
-            outcome = yield from prove(alternatives, otherwise=(kv.get(self._page_key),), what=self._what)
-            if outcome.taken is not None:
-                tail.page = max(tail.page, pages[outcome.taken] + moves_on)
-                return
-            if outcome.responses is not None:
-                tail.page = _number(outcome.responses[0].response_range.kvs)
-
-    def _into(self, page: int, items: Sequence[tuple[str, bytes]], *, moves_on: bool) -> Alternative:
-        puts = [kv.put(self._items(page) + name.encode(), value) for name, value in items]
-        if moves_on:
-            puts.append(kv.put(self._page_key, b"%d" % (page + 1)))
-        return Alternative((self._is_current(page),), puts)
-
-    def _is_current(self, page: int) -> kv.Compare:
-        return kv.value_is(self._page_key, b"%d" % page) if page else kv.absent(self._page_key)
-
-    # ---- the algorithms: getting
+    # ---- the algorithms: getting and claiming
 
     def _get(self, n: int, timeout: float | None) -> Operation[list[Any]]:
         deadline: float | None = yield Deadline(check_timeout(timeout))
-        yield from agree(self._session, self.kind, self.name)
+        yield from self._agree()
         found = yield from self._take(n)
         if not found and timeout != 0:
-            found = yield from self._wait(n, deadline)
+            found = (yield from self._wait(partial(self._take, n), self._take_fresh, deadline)) or []
         try:
             while found and len(found) < n:
                 more = yield from self._take(n - len(found))
@@ -211,82 +237,71 @@ class Queue(Collection):
             raise
         return found
 
-    def _wait(self, n: int, deadline: float | None) -> Operation[list[Any]]:
-        """Wait for items. A watch that is live *before* the queue is looked at again misses none."""
-        items = self._prefix + b"items/"
+    def _claim(self, timeout: float | None) -> Operation[Claim | None]:
+        deadline: float | None = yield Deadline(check_timeout(timeout))
+        yield from self._agree()
+        claim = yield from self._claims.first()
+        if claim is None and timeout != 0:
+            claim = yield from self._wait(self._claims.first, self._claims.fresh, deadline)
+        return claim
+
+    def _wait(
+        self,
+        pick: Callable[[], Operation[T | None]],
+        pick_fresh: Callable[[kv.KeyValue], Operation[T | None]],
+        deadline: float | None,
+    ) -> Operation[T | None]:
+        """Wait for an item. Watches that are live *before* the queue is looked at again miss none.
+
+        One that is put or given back is told to one of the process's waiters; that the lease of another process has
+        ended, whose claims are free now, to all.
+        """
+        items, sessions = self._places.all_items, self._session.layout.sessions
         watching: Watching = yield Watch(items, kv.prefix_end(items), hand_out=True)
         events: Sequence[kv.Event] = ()
         try:
-            while True:
-                found = yield from self._take(n)
-                if found:
-                    return found
-                if not (yield Await(deadline, (watching,))):
-                    return (yield from self._take(n))  # the one who was told may be unable to take it
-                events = watching.take()
-                if len(events) == 1:
-                    found = yield from self._take_fresh(events[0].kv)
+            deaths: Watching = yield Watch(sessions, kv.prefix_end(sessions))
+            try:
+                while True:
+                    found = yield from pick()
                     if found:
                         return found
+                    if not (yield from self._told(watching, deaths, deadline)):
+                        return (yield from pick())  # the one who was told may be unable to take it
+                    events = watching.take()
+                    if len(events) == 1:
+                        found = yield from pick_fresh(events[0].kv)
+                        if found:
+                            return found
+            finally:
+                deaths.close()
         except BaseException:
             watching.offer(events)  # told to us alone: whoever waits next has to look instead
             raise
         finally:
             watching.close()
 
+    def _told(self, watching: Watching, deaths: Watching, deadline: float | None) -> Operation[bool]:
+        """Wait until there may be an item for us; tell whether that came in time."""
+        while (yield Await(deadline, (watching, deaths))):
+            ended = deaths.take() if deaths.is_set() else None
+            if watching.is_set() or (ended is not None and (not ended or any(map(kv.is_delete, ended)))):
+                return True
+        return False
+
     def _take_fresh(self, item: kv.KeyValue) -> Operation[list[Any]]:
-        """Take the item that a watch told of, if nothing older is left: one round trip from put to get."""
-        head = self._head()
-        page = self._page_of(item.key.rpartition(b"/")[0] + b"/")
-        start = self._items(head.page)
-        if item.key < start:
-            return []
-        is_oldest = (
-            kv.all_created_from(item.create_revision, start, self._items(page + 1)),
-            # What was put in the same transaction has the same revision; the one before it goes first.
-            kv.absent(_before(item.key)),
-        )
-        removing = self._removing([item.key], page, head)
-        take = Alternative((*removing.compares, *is_oldest), removing.operations)
-        outcome = yield from prove([take], undo=partial(self._give_back, [[item.key]]), what=self._what)
-        if outcome.taken is not None:
-            head.hinted = max(head.hinted, page)
-        return (yield from self._taken([item.key], outcome)) if outcome.taken is not None else []
+        """Take the item that a watch told of, if nothing older is left."""
+        picked = yield from self._front.pick_fresh(item, self._removing, undo=self._give_back)
+        return (yield from self._taken(*picked)) if picked is not None else []
 
     def _take(self, n: int) -> Operation[list[Any]]:
-        """Take the first items that are left, up to ``n``; none if the queue is empty.
+        """Take the first items that are free, up to ``n``; none if there is none."""
+        picked = yield from self._front.pick(n, self._removing, undo=self._give_back)
+        return (yield from self._taken(*picked)) if picked is not None else []
 
-        The candidates are everything in the first page that was not empty, at some revision: what has come since is
-        younger, and what has gone since is passed over by the transaction. So the first that is left is the oldest.
-        """
-        head = self._head()
-        while True:
-            page, candidates = head.view
-            if not candidates:
-                page, candidates = yield from self._find(head)
-                if not candidates:
-                    return []
-            wanted = candidates[: min(n, _MANY)]
-            choices = [[key] for key in candidates[: head.chain]]
-            if len(wanted) > 1:
-                choices.insert(0, list(wanted))
-            alternatives = [self._removing(keys, page, head) for keys in choices]
-            outcome = yield from prove(alternatives, undo=partial(self._give_back, choices), what=self._what)
-            if outcome.taken is None:
-                head.pass_over(choices[-1])
-                head.chain = _LONGEST_CHAIN
-                continue
-            head.hinted = max(head.hinted, page)
-            taken = choices[outcome.taken]
-            head.pass_over(taken)
-            head.chain = min(_LONGEST_CHAIN, 2 * outcome.taken + 2)
-            return (yield from self._taken(taken, outcome))
-
-    def _removing(self, keys: Sequence[bytes], page: int, head: _Head) -> Alternative:
-        operations = [kv.delete(key, with_value=True) for key in keys]
-        if page > head.hinted:
-            operations.append(kv.put(self._head_key, b"%d" % page))
-        return Alternative([kv.present(key) for key in keys], operations)
+    def _removing(self, keys: Sequence[bytes]) -> Sequence[kv.Op]:
+        removes = [kv.delete(key, with_value=True) for key in keys]
+        return (*removes, *(kv.delete(self._places.deliveries_of(key)) for key in keys))
 
     def _taken(self, keys: Sequence[bytes], outcome: Outcome) -> Operation[list[Any]]:
         """Return the values of what was taken, up to the first that cannot be had here: the rest goes back."""
@@ -295,14 +310,14 @@ class Queue(Collection):
         try:
             raw = yield from self._raw(keys, outcome)
             for value in raw:
-                values.append(self._session.codec.decode(value, key=self._prefix))  # noqa: PERF401 - up to the bad one
+                values.append(self._decode(value))  # noqa: PERF401 - up to the bad one
         except OutcomeUnknown:
             raise
         except BaseException as error:
             if raw is None:
-                yield Later(partial(self._give_back, [keys], replace(outcome, taken=0)))
+                yield Later(partial(self._give_back, keys, outcome))
             else:
-                yield Later(partial(self._put_raw, raw[len(values) :]))
+                yield Later(partial(self._tail.put, raw[len(values) :]))
             if not values or not isinstance(error, SkywardEtcdError):
                 raise
         return values
@@ -316,153 +331,61 @@ class Queue(Collection):
             values += [item.value] if item is not None else []
         return values
 
-    def _give_back(self, choices: Sequence[Sequence[bytes]], outcome: Outcome) -> Operation[None]:
+    def _give_back(self, keys: Sequence[bytes], outcome: Outcome) -> Operation[None]:
         """Put what was taken in vain at the end: its old place may be before the head by now."""
-        if outcome.taken is not None:
-            yield from self._put_raw((yield from self._raw(choices[outcome.taken], outcome)))
+        yield from self._tail.put((yield from self._raw(keys, outcome)))
 
-    def _find(self, head: _Head) -> Operation[tuple[int, Sequence[bytes]]]:
-        """Look for the first page with items, from the last known one on. One round trip in the steady state."""
-        if not head.is_known:
-            head.hinted = yield from self._read_number(self._head_key)
-            head.view = head.hinted, ()
-            head.is_known = True
-        tail = self._tail()
-        page, window = head.page, _LOOK_AHEAD
-        while True:
-            sealed, end = tail.page, self._items(page + window)
-            reply = yield from range_(kv.read(self._items(page), end, keys_only=True), seen=0)
-            if reply.kvs:
-                first = min(item.key[: len(end)] for item in reply.kvs)
-                ordered = sorted((item.create_revision, item.key) for item in reply.kvs if item.key.startswith(first))
-                head.view = found = self._page_of(first), [key for _, key in ordered]
-                return found
-            if sealed >= page + window:
-                page, window = page + window, _WINDOW
-                continue
-            # Only pages that ended before we looked will stay empty.
-            page = max(page, sealed)
-            current = yield from self._read_number(self._page_key)
-            if current <= sealed:
-                head.view = nothing = page, ()
-                return nothing
-            tail.page = max(tail.page, current)
-
-    def _read_number(self, key: bytes) -> Operation[int]:
-        return _number((yield from range_(kv.read(key), seen=0)).kvs)
+    def _bury(self, item: bytes) -> Operation[None]:
+        """Move an item that was delivered too often to the dead ones, unless it is claimed or gone."""
+        found = (yield from range_(kv.read(item), seen=0)).kvs
+        if not found:
+            return
+        raw, dead = found[0].value, self.dead
+        with contextlib.suppress(SkywardEtcdError):  # what cannot be read here cannot be read there either
+            raw = dead._encode(self._decode(raw))
+        claim, deliveries = self._places.claim_of(item), self._places.deliveries_of(item)
+        is_dead = (kv.present(item), kv.absent(claim), kv.enough_writes(deliveries, self.max_deliveries or 1))
+        yield from dead._tail.take_over(raw, Alternative(is_dead, (kv.delete(item), kv.delete(deliveries))))
 
     # ---- the algorithms: looking
 
     def _empty(self) -> Operation[bool]:
-        yield from agree(self._session, self.kind, self.name)
-        _, candidates = yield from self._find(self._head())
-        return not candidates
+        yield from self._agree()
+        return not (yield from self._front.find()).candidates
 
     def _size(self) -> Operation[int]:
-        yield from agree(self._session, self.kind, self.name)
-        start = self._items((yield from self._read_number(self._head_key)))
-        end = kv.prefix_end(self._prefix + b"items/")
-        count = yield from range_(kv.read(start, end, count_only=True), seen=0)
-        return count.count
+        yield from self._agree()
+        items, claims = self._places.all_items, self._places.all_claims
+        start = self._places.items((yield from read_number(self._places.head)))
+        counts = kv.nested(
+            then=[
+                kv.get(start, kv.prefix_end(items), count_only=True),
+                kv.get(claims, kv.prefix_end(claims), count_only=True),
+            ]
+        )
+        reply = yield from txn_repeatable(kv.txn(then=[counts]))
+        there, claimed = (answer.response_range.count for answer in reply.responses[0].response_txn.responses)
+        return int(there - claimed)
+
+    def _claimed(self) -> Operation[int]:
+        yield from self._agree()
+        claims = self._places.all_claims
+        return (yield from range_(kv.read(claims, kv.prefix_end(claims), count_only=True), seen=0)).count
 
     def _clear(self) -> Operation[None]:
-        yield from agree(self._session, self.kind, self.name)
-        items = self._prefix + b"items/"
-        yield from prove([Alternative((), (kv.delete(items, kv.prefix_end(items)),))], what=self._what)
+        yield from self._agree()
+        places = self._places
+        everything = [
+            kv.delete(prefix, kv.prefix_end(prefix))
+            for prefix in (places.all_items, places.all_claims, places.all_deliveries)
+        ]
+        yield from prove([Alternative((), everything)], what=self._what)
 
-    # ---- keys, and what this process remembers
-
-    @property
-    def _page_key(self) -> bytes:
-        return self._prefix + b"page"
-
-    @property
-    def _head_key(self) -> bytes:
-        return self._prefix + b"head"
-
-    def _items(self, page: int) -> bytes:
-        return self._prefix + b"items/%012d/" % page
-
-    def _page_of(self, items: bytes) -> int:
-        return int(items[-13:-1])
+    # ---- values
 
     def _encode(self, value: Any) -> bytes:
         # A signed value is bound to its queue: the page that it comes into is not known yet.
         return self._session.codec.encode(value, key=self._prefix, what=self._what)
 
-    def _tail(self) -> _Tail:
-        return self._noted("tail", _Tail)
-
-    def _head(self) -> _Head:
-        return self._noted("head", _Head)
-
-    def _noted(self, what: str, make: Callable[[], T]) -> T:
-        notes, key = self._session.notes, (self._prefix, what)
-        found: T | None = notes.get(key)
-        if found is None:
-            found = notes[key] = make()
-        return found
-
-
-@dataclass(slots=True)
-class _Tail:
-    """The page that puts go to, as far as we know; it may have moved on."""
-
-    page: int = 0
-    puts: int = 0
-
-    def counts_to_next_page(self, session: str, items: int) -> bool:
-        """Count the items, and tell whether this session ends the page with them."""
-        before = self.puts or zlib.crc32(session.encode()) % _PAGE
-        self.puts = before + items
-        return self.puts // _PAGE > before // _PAGE
-
-
-@dataclass(slots=True)
-class _Head:
-    """Where the first items are, as far as we know. All pages before are empty, and will stay so.
-
-    Threads replace `view` without a lock: any page and list are good that belonged together at some moment.
-    """
-
-    view: tuple[int, Sequence[bytes]] = (0, ())
-    """A page, and what was in it, oldest first."""
-    hinted: int = 0
-    """The page that the queue's ``head`` key tells newcomers to begin at."""
-    is_known: bool = False
-    chain: int = 2
-    """Candidates to try at once: more where others have been quicker lately. Each costs etcd some work."""
-
-    def pass_over(self, gone: Sequence[bytes]) -> None:
-        """Forget candidates that are gone."""
-        page, candidates = self.view
-        if gone[-1] in candidates:
-            self.view = page, candidates[candidates.index(gone[-1]) + 1 :]
-
-    @property
-    def page(self) -> int:
-        """The first page that may have items."""
-        return self.view[0]
-
-
-def _before(item: bytes) -> bytes:
-    """Return the key of the item that its session has put before this one, if it is in the same page."""
-    session, _, serial = item.rpartition(b".")
-    return b"%s.%012d" % (session, int(serial) - 1)
-
-
-def _number(kvs: Sequence[kv.KeyValue]) -> int:
-    return int(kvs[0].value) if kvs else 0
-
-
-def _chunks(data: Sequence[bytes]) -> Iterator[list[bytes]]:
-    chunk: list[bytes] = []
-    size = 0
-    for value in data:
-        if chunk and (len(chunk) == _MANY or size + len(value) > _CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(value)
-        size += len(value)
-    if chunk:
-        yield chunk
+    def _decode(self, data: bytes) -> Any:
+        return self._session.codec.decode(data, key=self._prefix)

@@ -8,6 +8,7 @@ from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.messages import Compare, Event, KeyValue
 from skyward_etcd.wire.messages import RangeRequest as Read
 from skyward_etcd.wire.messages import RequestOp as Op
+from skyward_etcd.wire.messages import ResponseOp as Result
 from skyward_etcd.wire.messages import TxnRequest as Txn
 
 __all__ = [
@@ -16,11 +17,15 @@ __all__ = [
     "KeyValue",
     "Op",
     "Read",
+    "Result",
     "Txn",
     "absent",
+    "all_absent",
     "all_created_from",
     "created_at",
     "delete",
+    "enough_writes",
+    "fewer_writes",
     "get",
     "is_delete",
     "modified_at",
@@ -29,7 +34,9 @@ __all__ = [
     "present",
     "put",
     "read",
+    "touch",
     "txn",
+    "unmoved_since",
     "value_is",
 ]
 
@@ -42,6 +49,11 @@ def prefix_end(prefix: bytes) -> bytes:
 def absent(key: bytes) -> Compare:
     """The key does not exist."""
     return Compare(target=Compare.CREATE, result=Compare.EQUAL, key=key, create_revision=0)
+
+
+def all_absent(key: bytes, range_end: bytes) -> Compare:
+    """The interval has no keys."""
+    return Compare(target=Compare.CREATE, result=Compare.EQUAL, key=key, range_end=range_end, create_revision=0)
 
 
 def present(key: bytes) -> Compare:
@@ -70,6 +82,21 @@ def modified_at(key: bytes, revision: int) -> Compare:
     return Compare(target=Compare.MOD, result=Compare.EQUAL, key=key, mod_revision=revision)
 
 
+def unmoved_since(key: bytes, revision: int) -> Compare:
+    """The key was not written after ``revision``, or does not exist."""
+    return Compare(target=Compare.MOD, result=Compare.LESS, key=key, mod_revision=revision + 1)
+
+
+def fewer_writes(key: bytes, times: int) -> Compare:
+    """The key was written less than so often since it was created, or does not exist."""
+    return Compare(target=Compare.VERSION, result=Compare.LESS, key=key, version=times)
+
+
+def enough_writes(key: bytes, times: int) -> Compare:
+    """The key was written at least so often since it was created."""
+    return Compare(target=Compare.VERSION, result=Compare.GREATER, key=key, version=times - 1)
+
+
 def value_is(key: bytes, value: bytes) -> Compare:
     """The key exists with this value."""
     return Compare(target=Compare.VALUE, result=Compare.EQUAL, key=key, value=value)
@@ -78,6 +105,11 @@ def value_is(key: bytes, value: bytes) -> Compare:
 def put(key: bytes, value: bytes = b"", *, lease: int = 0) -> Op:
     """Write a key, on a lease if one is given."""
     return Op(request_put=pb.PutRequest(key=key, value=value, lease=lease))
+
+
+def touch(key: bytes) -> Op:
+    """Write a key as it is, which only its watchers notice. It is an error if it does not exist."""
+    return Op(request_put=pb.PutRequest(key=key, ignore_value=True))
 
 
 def delete(key: bytes, range_end: bytes = b"", *, with_value: bool = False) -> Op:

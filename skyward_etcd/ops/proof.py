@@ -41,14 +41,11 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What must hold for a write besides its own compares: once it does not, it never will again.
+    """What must hold for a write besides its own compares."""
 
-    So a try that was refused, or that arrives late, is refused for good.
-    """
-
-    compare: pb.Compare
-    refusal: str
-    """What to tell whoever is refused."""
+    compares: Sequence[pb.Compare]
+    refusal: str = ""
+    """What to tell whoever is refused, where that is for good: what does not hold then never will again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +73,15 @@ def prove(
 ) -> Operation[Outcome]:
     """Apply the first alternative that holds, if the ``guard`` does, exactly once, and say which. One round trip.
 
-    ``otherwise`` may only read. Nothing is written when no alternative holds. If this is cancelled while the answer
-    is on its way, and an alternative was taken, ``undo`` is done in the background. Operations that name the lease of
-    an ``identity`` are tried with that one only.
+    ``otherwise`` may only read. Nothing is written when no alternative holds. Where the ``guard`` does not hold, none
+    is looked at and nothing read: there are no responses. If this is cancelled while the answer is on its way, and an
+    alternative was taken, ``undo`` is done in the background. Operations that name the lease of an ``identity`` are
+    tried with that one only.
 
     Raises:
         OutcomeUnknown: the session was lost together with the answer.
         LeaseNotFound: the ``identity`` that was asked for is lost, and nothing was applied.
-        HoldLost: the ``guard`` does not hold, and nothing was applied.
+        HoldLost: the ``guard`` does not hold, and says so; nothing was applied.
     """
     while True:
         own: Identity = identity or (yield Identify())
@@ -100,7 +98,7 @@ def prove(
             yield Later(partial(_abandon, own, slot, undo))
             raise
         own.return_slot(slot)
-        if guard is not None and outcome.is_refused:
+        if guard is not None and guard.refusal and outcome.is_refused:
             raise HoldLost(guard.refusal)
         return outcome
 
@@ -144,9 +142,9 @@ class _Proof:
             alternative = self.alternatives[number]
             record = (kv.put(slot.key, b"%d" % number, lease=lease),) if moves else ()
             chain = (kv.nested(alternative.compares, (*alternative.operations, *record), chain),)
-        if self.guard is not None:
+        if self.guard is not None and self.guard.compares:
             refused = (kv.put(slot.key, _REFUSED, lease=lease),) if moves_anyway else ()
-            chain = (kv.nested((self.guard.compare,), chain, refused),)
+            chain = (kv.nested(self.guard.compares, chain, refused),)
         return kv.txn((kv.modified_at(slot.key, slot.mod_revision),), chain, (kv.get(slot.key),))
 
 
@@ -159,7 +157,7 @@ def _try(proof: _Proof, *, moves_first: bool = True) -> Operation[Outcome]:
     revision = reply.header.revision
     if reply.succeeded:
         responses: Sequence[pb.ResponseOp] = reply.responses
-        if proof.guard is not None:
+        if proof.guard is not None and proof.guard.compares:
             guarded = responses[0].response_txn
             if not guarded.succeeded:
                 slot.mod_revision = revision if doubt else slot.mod_revision

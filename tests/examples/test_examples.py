@@ -15,6 +15,7 @@ SAYS = {
     "async_worker": r"\d+ and \d+ pages were fetched",
     "cache": r"had to compute 20 of 20, then one had to compute 10 of 30\n.*\[0, 0\]",
     "checkpoint": r"the best is of node \d, step \d+: 0\.\d+, token \d+",
+    "claims": r"29 tasks were finished, and \[13\] failed 3 times",
     "deduplicate": r"together 60, each once",
     "demo": r"(?s)100% of the files are counted.*merged with token.*gives the same [\d,]+ totals",
     "epoch_barrier": r"(?s)epoch 5: I was here first.*first at the barrier, by node: \[\d, \d, \d\]",

@@ -262,8 +262,14 @@ def sent_by(connection: Connection) -> list[str]:
 
 
 def watchers(connection: Connection) -> int:
-    """Return how many threads and tasks of the session watch anything."""
-    return sum(len(watch.watchers) for watch in list(connection._session().hub._watches._watches.values()))
+    """Return how many threads and tasks of the session watch anything.
+
+    Who waits for an item watches the sessions' ends besides: that counts only where nothing else is watched any more.
+    """
+    session = connection._session()
+    watches = list(session.hub._watches._watches.values())
+    ends = sum(len(watch.watchers) for watch in watches if watch.key == session.layout.sessions)
+    return sum(len(watch.watchers) for watch in watches) - ends or ends
 
 
 def revoke_lease(connection: Connection) -> str:

@@ -25,6 +25,7 @@ from skyward_etcd.active import Connection, connect
 from skyward_etcd.cluster.bootstrap import LocalCluster
 from skyward_etcd.collections.barrier import Barrier
 from skyward_etcd.collections.base import Consistency
+from skyward_etcd.collections.claim import Claim
 from skyward_etcd.collections.counter import Counter
 from skyward_etcd.collections.dict import ABSENT, Dict
 from skyward_etcd.collections.lock import Hold, Lock
@@ -37,10 +38,11 @@ from skyward_etcd.session.session import Session
 DOCUMENT = Path(__file__).parents[2] / "docs" / "architecture.md"
 
 CLASSES: Mapping[str, type] = {
-    "dict": Dict, "set": Set, "counter": Counter, "queue": Queue, "barrier": Barrier, "lock": Lock, "hold": Hold,
+    "dict": Dict, "set": Set, "counter": Counter, "queue": Queue, "claim": Claim, "barrier": Barrier, "lock": Lock,
+    "hold": Hold,
 }  # fmt: skip
 
-ASKS_NOBODY = {"hold.valid", "hold.guard"}
+ASKS_NOBODY = {"hold.valid", "hold.guard", "claim.valid", "claim.value", "claim.end", "queue.dead"}
 
 PATIENCE_S = 20.0
 
@@ -97,6 +99,8 @@ class World:
         self.set = connection.set(f"set, {consistency}", consistency=consistency)
         self.counter = connection.counter(f"counter, {consistency}", consistency=consistency)
         self.queue = connection.queue("queue")
+        self.jobs = connection.queue("jobs")
+        self.claim: Claim | None = None
         self.barrier = connection.barrier("barrier", n=2)
         self.lock = connection.lock("lock")
         self.hold: Hold | None = None
@@ -116,6 +120,13 @@ class World:
     def join(self) -> None:
         assert self.company
         self.company.join(PATIENCE_S)
+
+    def take_job(self) -> None:
+        self.claim = self.jobs.claim()
+
+    def end_job(self) -> None:
+        assert self.claim
+        self.claim.ack()
 
     def take_lock(self) -> None:
         self.hold = self.lock.acquire()
@@ -178,14 +189,14 @@ def has_items_since_the_last_look(ours: World, theirs: World) -> None:
     has_items(ours, theirs)
     assert ours.queue.get_many(3) == [1, 2, 3]
     theirs.queue.put(0)
-    while theirs.queue._tail().page != ours.queue._head().page:
+    while theirs.queue._tail.page != ours.queue._front.page:
         assert ours.queue.get() == 0
         theirs.queue.put(0)
 
 
 def has_items_in_the_next_page(ours: World, theirs: World) -> None:
     has_items_since_the_last_look(ours, theirs)
-    while ours.queue.get() == 0 and theirs.queue._tail().page == ours.queue._head().page:
+    while ours.queue.get() == 0 and theirs.queue._tail.page == ours.queue._front.page:
         theirs.queue.put(0)
     theirs.queue.put(0)
 
@@ -193,6 +204,54 @@ def has_items_in_the_next_page(ours: World, theirs: World) -> None:
 def has_no_items(ours: World, _theirs: World) -> None:
     ours.queue.clear()
     assert ours.queue.get(timeout=0) is None
+
+
+def has_jobs(ours: World, _theirs: World) -> None:
+    ours.jobs.clear()
+    ours.jobs.put_many(range(8))  # together, and so in one page
+    ours.take_job()
+    ours.end_job()
+
+
+def has_a_job(ours: World, theirs: World) -> None:
+    has_jobs(ours, theirs)
+    ours.take_job()
+
+
+def has_jobs_after_claimed_ones(ours: World, theirs: World) -> None:
+    has_jobs(ours, theirs)
+    for _ in range(3):
+        theirs.take_job()
+    ours.take_job()
+    ours.end_job()
+
+
+def has_a_job_that_came_back(ours: World, theirs: World) -> None:
+    has_jobs(ours, theirs)
+    theirs.take_job()
+    ours.take_job()
+    assert theirs.claim
+    theirs.claim.release()
+
+
+def has_no_jobs(ours: World, _theirs: World) -> None:
+    ours.jobs.clear()
+    assert ours.jobs.claim(timeout=0) is None
+
+
+def lends_a_job(ours: World, theirs: World) -> None:
+    has_no_jobs(ours, theirs)
+    theirs.jobs.put(1)
+    theirs.take_job()
+
+
+def gives_back(_ours: World, theirs: World) -> None:
+    assert theirs.claim
+    theirs.claim.release()
+
+
+def the_jobs(ours: World, _theirs: World) -> Queue:
+    return ours.jobs
 
 
 names = (f"name {number}" for number in itertools.count())
@@ -272,6 +331,25 @@ def of_a_queue() -> Acts:
         yield Row(f"queue.{method}"), Act(before=has_items)
 
 
+def of_claims() -> Acts:
+    yield Row("queue.claim"), Act(before=has_jobs, on=the_jobs)
+    yield Row("queue.claim", "older items are claimed"), Act(before=has_jobs_after_claimed_ones, on=the_jobs)
+    yield Row("queue.get", "older items are claimed"), Act(before=has_jobs_after_claimed_ones, on=the_jobs)
+    yield Row("queue.claim", "another has given an item back"), Act(before=has_a_job_that_came_back, on=the_jobs)
+    yield Row("queue.claim", "there is nothing, `timeout=0`"), Act((0,), before=has_no_jobs, on=the_jobs)
+    yield (
+        Row("queue.claim", "waits until somebody puts (one of them after the put)"),
+        Act((PATIENCE_S,), before=has_no_jobs, on=the_jobs, meanwhile=lambda _, theirs: theirs.jobs.put(1)),
+    )
+    yield (
+        Row("queue.claim", "waits until somebody gives back (two of them after that)"),
+        Act((PATIENCE_S,), before=lends_a_job, on=the_jobs, meanwhile=gives_back),
+    )
+    yield Row("queue.claimed"), Act(before=has_jobs, on=the_jobs)
+    for method in ("ack", "release"):
+        yield Row(f"claim.{method}"), Act(before=has_a_job)
+
+
 def of_a_barrier() -> Acts:
     yield (
         Row("barrier.wait", "others are still to come"),
@@ -344,8 +422,8 @@ def of_a_lock() -> Acts:
 
 ACTS = {
     row: act
-    for acts in (of_a_dict(), of_a_set(), of_a_counter(), of_a_queue(), of_a_barrier(), of_a_lock(), of_a_hold())
-    for row, act in acts
+    for acts in (of_a_dict, of_a_set, of_a_counter, of_a_queue, of_claims, of_a_barrier, of_a_lock, of_a_hold)
+    for row, act in acts()
 }
 
 

@@ -6,17 +6,20 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from skyward_etcd.collections.barrier import Barrier
+from skyward_etcd.collections.claim import Claim
 from skyward_etcd.collections.counter import Counter
 from skyward_etcd.collections.dict import ABSENT, Dict
 from skyward_etcd.collections.lock import Hold, Lock
 from skyward_etcd.collections.queue import Queue
 from skyward_etcd.collections.set import Set
 from skyward_etcd.errors import BrokenBarrier, HoldLost, SkywardEtcdError, Unavailable
+from skyward_etcd.ops import kv
 from skyward_etcd.testing import linearizability as lin
 from skyward_etcd.testing.simulator import Faults, Process, Simulation
 
@@ -257,6 +260,251 @@ WAITED_FOR_QUEUE = Scenario(
     hand_over, judge_handing_over, faults=Faults(refused=0.1, broken_stream=0.5, compaction=0.5, pause=0.02)
 )
 CANCELLED_QUEUE = Scenario(use_queue, judge_returns, drain, faults=replace(LOSSY, cancellation=0.5))
+
+
+# ---- queue, claimed
+
+
+class Work:
+    """What became of each item of a queue, as its workers saw it."""
+
+    def __init__(self) -> None:
+        self.put: set[str] = set()
+        """Acknowledged puts."""
+        self.jobs: dict[str, Claim] = {}
+        """Who believes to have each item."""
+        self.newest: dict[str, Claim] = {}
+        """The last claim of each item."""
+        self.done: dict[str, str] = {}
+        """Items that are gone: acknowledged or got."""
+        self.maybe_done: set[str] = set()
+        """Items whose acknowledgement has an unknown outcome."""
+        self.riddles = 0
+        """Gets of unknown outcome, each of which may have taken an item."""
+        self.wrong: list[str] = []
+
+    def begin(self, job: Claim) -> None:
+        """Take note of a claim: all others who believe to have this item must be wrong in their own eyes too."""
+        item = str(job.value)
+        other, last = self.jobs.get(item), self.newest.get(item)
+        if item in self.done and job.valid:
+            self.wrong.append(f"{item} was claimed after it was {self.done[item]}")
+        if job.valid and other is not None and other.valid:
+            self.wrong.append(f"{item} is claimed twice at once: {other} and {job}")
+        again = last is not None and last.item == job.item and last.token < job.token
+        if last is not None and again and last.deliveries >= job.deliveries:
+            self.wrong.append(f"{item}: {job} follows {last}")
+        if last is None or last.token < job.token:
+            self.newest[item] = job
+        self.jobs[item] = job
+
+    def finish(self, item: str, how: str) -> None:
+        """Take note that an item is gone, once."""
+        if item in self.done:
+            self.wrong.append(f"{item} was {how} after it was {self.done[item]}")
+        self.done[item] = how
+
+
+def _work(simulation: Simulation) -> Work:
+    work: Work = simulation.scratch.setdefault("work", Work())
+    return work
+
+
+async def use_claims(simulation: Simulation, process: Process, *, most: int | None = None) -> None:
+    queue, work = Queue(process.as_session(), "q", max_deliveries=most), _work(simulation)
+    for step in range(8):
+        item = f"{process.name}.{simulation.rng.randrange(10**9)}.{step}"
+        match simulation.rng.randrange(8):
+            case 0 | 1:
+                with contextlib.suppress(SkywardEtcdError):
+                    await queue.put_async(item)
+                    work.put.add(item)
+            case 2:
+                items = {f"{item}a", f"{item}b", f"{item}c"}
+                with contextlib.suppress(SkywardEtcdError):
+                    await queue.put_many_async(sorted(items))
+                    work.put |= items
+            case 3:
+                await _get_some(simulation, queue, work)
+            case _:
+                await _claim_one(simulation, queue, work, simulation.rng.choice((0.0, 0.0, 1.0, 20.0)))
+        await now_and_then_rest(simulation)
+
+
+async def _get_some(simulation: Simulation, queue: Queue, work: Work) -> None:
+    n = simulation.rng.choice((1, 1, 3))
+    work.riddles += n
+    with contextlib.suppress(SkywardEtcdError):
+        got = await queue.get_many_async(n, 0)
+        work.riddles -= n
+        for item in got:
+            work.finish(str(item), "got")
+
+
+async def _claim_one(simulation: Simulation, queue: Queue, work: Work, timeout: float) -> None:
+    with contextlib.suppress(SkywardEtcdError):
+        job = await queue.claim_async(timeout)
+        if job is not None:
+            await _work_on(simulation, work, job)
+
+
+async def _work_on(simulation: Simulation, work: Work, job: Claim) -> None:
+    item = str(job.value)
+    work.begin(job)
+    try:
+        await simulation.sleep(simulation.rng.choice((0.0, 0.01, 0.1, 1.0)))
+        if simulation.rng.random() < 0.25:
+            work.jobs.pop(item, None)
+            await job.release_async()
+            return
+        work.maybe_done.add(item)
+        try:
+            await job.ack_async()
+            work.finish(item, "acknowledged")
+        except HoldLost:
+            work.maybe_done.discard(item)
+    finally:
+        if work.jobs.get(item) is job:
+            del work.jobs[item]
+
+
+async def work_off(simulation: Simulation, process: Process, *, most: int | None = None) -> None:
+    """Claim what is left: all of it is to be had, as everybody else has ended. What was tried too often, is dead."""
+    queue, work = Queue(process.as_session(), "q", max_deliveries=most), _work(simulation)
+    if claimed := await queue.claimed_async():
+        work.wrong.append(f"{claimed} are claimed, and nobody is left")
+    left, buried = await queue.size_async(), await queue.dead.size_async()
+    while (job := await queue.claim_async(0)) is not None:
+        work.begin(job)
+        await job.ack_async()
+        work.finish(str(job.value), "acknowledged")
+        left -= 1
+    await simulation.sleep(5.0)
+    left -= await queue.dead.size_async() - buried
+    for item in await queue.dead.get_many_async(1000, 0):
+        work.finish(str(item), "buried")
+    if left:
+        work.wrong.append(f"{left} more were counted than there were")
+    if rest := simulation.etcd.dump(b"/skyward/sim/queue/q/deliveries/"):
+        work.wrong.append(f"left over: {rest}")
+
+
+def judge_claims(simulation: Simulation, *, most: int | None = None) -> lin.Verdict:
+    """Nothing lost, nothing done twice, never two at one item; and the oldest first, as etcd saw it."""
+    work = _work(simulation)
+    wrong = [*work.wrong, *_passed_over(simulation, most), _failed(simulation)]
+    if most is not None and any(job.deliveries > most for job in work.newest.values()):
+        wrong.append(f"delivered too often: {work.newest}")
+    lost = work.put - set(work.done) - work.maybe_done
+    if len(lost) > work.riddles:
+        wrong.append(f"lost {lost} with {work.riddles} riddles")
+    reason = "\n".join(filter(None, wrong))
+    return lin.Verdict(ok=not reason, reason=reason or "nothing lost, nothing twice, in order")
+
+
+def _passed_over(simulation: Simulation, most: int | None) -> Iterator[str]:
+    """Say which items were picked while an older one was free, at that very revision, whoever was told of it.
+
+    An item that goes unclaimed was got (or buried, if it comes to the dead ones); a claim that comes was made.
+    """
+    free: dict[bytes, int] = {}
+    claimed: dict[bytes, int] = {}
+    tried: dict[bytes, int] = {}
+    values: dict[bytes, bytes] = {}
+    done: set[bytes] = set()
+    events = simulation.etcd.events(b"/skyward/sim/queue/q.dead/", b"/skyward/sim/queue/q0", 1)
+    for revision, together in itertools.groupby(events, key=lambda event: event.kv.mod_revision):
+        now = _Moment(together)
+        got = set() if now.buries else now.gone - set(claimed)
+        picked = got | {name for name in now.claimed if name not in claimed}
+        able = [name for name in free if most is None or tried.get(name, 0) < most]
+        oldest = sorted(able, key=lambda name: (free[name], name))[: len(picked)]
+        if picked != set(oldest):
+            yield f"at {revision} {sorted(picked)} was picked, and the oldest was {oldest}"
+        if now.buries and any(tried.get(name, 0) < (most or 0) for name in now.gone):
+            yield f"at {revision} {sorted(now.gone)} was buried alive"
+        done |= {values[name] for name in now.gone if name in claimed}
+        if again := {name for name, value in now.values.items() if name not in values and value in done}:
+            yield f"at {revision} {sorted(again)} came, and that was claimed at another place before"
+        values |= now.values
+        tried |= now.tried
+        claimed |= {name: free.pop(name) for name in picked - now.gone if name in free}
+        free |= {name: claimed.pop(name) for name in now.ended if name in claimed}
+        free |= {name: age for name, age in now.there.items() if name not in claimed}
+        for name in now.gone:
+            free.pop(name, None)
+
+
+class _Moment:
+    """What happened to a queue in one revision, by the items' names."""
+
+    def __init__(self, events: Iterable[kv.Event]) -> None:
+        self.gone, self.ended, self.claimed = set[bytes](), set[bytes](), set[bytes]()
+        self.there, self.tried = dict[bytes, int](), dict[bytes, int]()
+        self.values: dict[bytes, bytes] = {}
+        self.buries = False
+        for event in events:
+            queue, _, rest = event.kv.key.removeprefix(b"/skyward/sim/queue/").partition(b"/")
+            what, _, name = rest.partition(b"/")
+            match what, kv.is_delete(event):
+                case b"items", is_delete if queue == b"q.dead":
+                    self.buries = self.buries or not is_delete
+                case b"items", True:
+                    self.gone.add(name)
+                case b"items", False:
+                    self.there[name] = event.kv.create_revision
+                    self.values[name] = event.kv.value
+                case b"claims", True:
+                    self.ended.add(name)
+                case b"claims", False:
+                    self.claimed.add(name)
+                case b"deliveries", False:
+                    self.tried[name] = event.kv.version
+
+
+# The judge reads the whole history: no compaction. Of a lease that ends before its time no holder can know.
+CLAIMS = Scenario(
+    use_claims, judge_claims, work_off, faults=replace(CRUEL, compaction=0.0, expiry=0.0, pause=0.05, death=0.02)
+)
+
+
+DEAD_LETTERS = replace(
+    CLAIMS,
+    program=partial(use_claims, most=2),
+    judge=partial(judge_claims, most=2),
+    finale=partial(work_off, most=2),
+)
+
+
+async def wait_for_claims(simulation: Simulation, process: Process) -> None:
+    """One process puts, and claims in vain; the others work: a return of which nobody is told keeps them for ever."""
+    queue = Queue(process.as_session(), "q")
+    if process is simulation.processes[0]:
+        for step in range(2):
+            await simulation.sleep(simulation.rng.uniform(0.0, 3.0))
+            await queue.put_many_async(range(3 * step, 3 * step + 3))
+            with contextlib.suppress(Unavailable):  # not in time
+                job = await queue.claim_async(0.0)
+                await simulation.sleep(simulation.rng.uniform(0.0, 20.0))
+                if simulation.rng.random() < 0.3:
+                    process.lose_lease()
+                elif job is not None:
+                    await job.release_async()
+        return
+    done = 0
+    while done < 3:
+        job = await queue.claim_async()
+        await simulation.sleep(simulation.rng.choice((0.0, 0.1, 3.0)))
+        if simulation.rng.random() < 0.5:
+            await job.release_async()
+            continue
+        with contextlib.suppress(HoldLost):
+            await job.ack_async()
+            done += 1
+
+
+# A compaction, and a lost lease, make whoever waits look again: they would hide that somebody was not told.
+CLAIMS_WAITED_FOR = Scenario(wait_for_claims, judge_handing_over, faults=Faults(refused=0.1, broken_stream=0.3))
 
 
 # ---- lock
@@ -505,6 +753,9 @@ SCENARIOS = {
     "queue": QUEUE,
     "queue with cancelled gets": CANCELLED_QUEUE,
     "queue that is waited for": WAITED_FOR_QUEUE,
+    "queue of claims": CLAIMS,
+    "queue with dead letters": DEAD_LETTERS,
+    "queue of claims that are waited for": CLAIMS_WAITED_FOR,
     "lock": LOCK,
     "lock that guards": GUARDED,
     "barrier": BARRIER,

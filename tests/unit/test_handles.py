@@ -88,7 +88,7 @@ def test_a_counter_counts_in_whole_numbers(session: Session, wrong: Any) -> None
 
 
 def test_a_handle_that_writes_through_a_hold_stays_with_its_holder(session: Session) -> None:
-    guarded_one = guarded(Dict(session, "d"), Guard(kv.absent(b"k"), "refused"))
+    guarded_one = guarded(Dict(session, "d"), Guard((kv.absent(b"k"),), "refused"))
     assert guarded_one is not Dict(session, "d")
     with pytest.raises(TypeError, match="hold"):
         pickle.dumps(guarded_one)

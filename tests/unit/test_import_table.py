@@ -19,6 +19,9 @@ FOR_ALL = ("errors", "config")
 CONCEPTS = ("barrier", "counter", "dict", "lock", "queue", "set")
 """The collections that must not know each other."""
 
+PARTS = ("claim", "front", "places", "tail")
+"""What the queue is made of, which must know none of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -92,7 +95,7 @@ def test_only_wire_knows_how_the_bytes_travel(path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("concept", CONCEPTS)
+@pytest.mark.parametrize("concept", [*CONCEPTS, *PARTS])
 def test_collections_do_not_know_each_other(concept: str) -> None:
     path = ROOT / "collections" / f"{concept}.py"
     others = [f"{OURS}.collections.{other}" for other in CONCEPTS if other != concept]

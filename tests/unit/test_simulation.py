@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from skyward_etcd.collections import barrier, dict, lock, queue
+from skyward_etcd.collections import barrier, claim, dict, front, lock, places, queue, tail
 from skyward_etcd.errors import LeaseNotFound
 from skyward_etcd.ops import attempt, kv, proof
-from skyward_etcd.ops.effects import Operation
+from skyward_etcd.ops.effects import Await, Operation
 from skyward_etcd.session import watch
 from skyward_etcd.testing.simulator import Stuck
 from skyward_etcd.wire import messages as pb
@@ -25,8 +25,8 @@ FOUND_WITHIN = 1500
 @pytest.fixture(autouse=True)
 def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a queue of a few items have several pages."""
-    monkeypatch.setattr(queue, "_PAGE", 3)
-    monkeypatch.setattr(queue, "_WINDOW", 2)
+    monkeypatch.setattr(tail, "_PAGE", 3)
+    monkeypatch.setattr(front, "_WINDOW", 2)
 
 
 @pytest.mark.timeout(3600)
@@ -101,7 +101,7 @@ def write_through_a_lost_hold(patch: pytest.MonkeyPatch) -> None:
 
 def take_any_item(patch: pytest.MonkeyPatch) -> None:
     """Take the item that a watch told of, whether or not older ones are left."""
-    patch.setattr(queue, "_before", _nothing)
+    patch.setattr(places.Places, "before", _nothing)
     patch.setattr(kv, "all_created_from", _always)
 
 
@@ -111,6 +111,74 @@ def lose_what_was_cancelled(patch: pytest.MonkeyPatch) -> None:
         yield
 
     patch.setattr(queue.Queue, "_give_back", keep)
+
+
+def acknowledge_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
+    """Remove an item without looking whose claim it is."""
+
+    def acknowledge(alternatives: Any, *, what: str, **_: Any) -> Operation[proof.Outcome]:
+        return (yield from proof.prove([proof.Alternative((), alternatives[0].operations)], what=what))
+
+    patch.setattr(claim, "prove", acknowledge)
+
+
+def give_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
+    """Put a claimed item anew instead of giving it back at its old place."""
+
+    def let_go(self: Any, item: bytes, token: int) -> Operation[None]:
+        found = yield from attempt.range_(kv.read(item), seen=0)
+        mine = self._places.claim_of(item)
+        for old in found.kvs:
+            again = old.key + b"0"  # younger than all that is there
+            gone = (kv.delete(mine), kv.delete(item), kv.delete(self._places.deliveries_of(item)))
+            ends = (*gone, kv.put(again, old.value), kv.put(self._places.returns))
+            yield from attempt.txn_repeatable(kv.txn((kv.created_at(mine, token),), ends))
+
+    patch.setattr(claim.Claims, "_let_go", let_go)
+
+
+def forget_how_often_it_was_delivered(patch: pytest.MonkeyPatch) -> None:
+    """Keep the count of deliveries on the lease, where it goes with the claim."""
+
+    def claiming(self: Any, identity: Any, items: Any) -> Any:
+        operations = for_good(self, identity, items)
+        operations[2].request_put.lease = identity.lease
+        return operations
+
+    for_good = claim.Claims._claiming
+    patch.setattr(claim.Claims, "_claiming", claiming)
+
+
+def claim_on_no_lease(patch: pytest.MonkeyPatch) -> None:
+    """Let a claim outlive its process."""
+
+    def claiming(self: Any, identity: Any, items: Any) -> Any:
+        operations = on_a_lease(self, identity, items)
+        operations[1].request_put.lease = 0
+        return operations
+
+    on_a_lease = claim.Claims._claiming
+    patch.setattr(claim.Claims, "_claiming", claiming)
+
+
+def believe_an_old_view(patch: pytest.MonkeyPatch) -> None:
+    """Pick the next candidate without asking whether older items have come back meanwhile."""
+
+    def believe(*_: Any) -> tuple[kv.Compare, ...]:
+        return ()
+
+    patch.setattr(front.Front, "_guard", believe)
+
+
+def tell_nobody_of_what_is_given_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(kv, "touch", kv.get)
+
+
+def tell_nobody_whose_lease_has_ended(patch: pytest.MonkeyPatch) -> None:
+    def told(self: Any, watching: Any, _: Any, deadline: Any) -> Operation[bool]:
+        return bool((yield Await(deadline, (watching,))))
+
+    patch.setattr(queue.Queue, "_told", told)
 
 
 def open_the_gate_for_anybody(patch: pytest.MonkeyPatch) -> None:
@@ -159,6 +227,14 @@ PLANTED: list[tuple[Plant, str]] = [
     (write_through_a_lost_hold, "lock that guards"),
     (take_any_item, "queue"),
     (lose_what_was_cancelled, "queue with cancelled gets"),
+    (acknowledge_whatever_is_there, "queue of claims"),
+    (give_back_to_the_end, "queue of claims"),
+    (forget_how_often_it_was_delivered, "queue of claims"),
+    (forget_how_often_it_was_delivered, "queue with dead letters"),
+    (claim_on_no_lease, "queue of claims"),
+    (believe_an_old_view, "queue of claims"),
+    (tell_nobody_of_what_is_given_back, "queue of claims that are waited for"),
+    (tell_nobody_whose_lease_has_ended, "queue of claims that are waited for"),
     (open_the_gate_for_anybody, "barrier in haste"),
     (begin_again_without_a_word, "queue that is waited for"),
     (forget_what_was_compacted, "queue that is waited for"),
