@@ -95,7 +95,7 @@ def test_only_wire_knows_how_the_bytes_travel(path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("concept", (*CONCEPTS, *PARTS))
+@pytest.mark.parametrize("concept", [*CONCEPTS, *PARTS])
 def test_collections_do_not_know_each_other(concept: str) -> None:
     path = ROOT / "collections" / f"{concept}.py"
     others = [f"{OURS}.collections.{other}" for other in CONCEPTS if other != concept]
