@@ -415,7 +415,7 @@ def _passed_over(simulation: Simulation, most: int | None) -> Iterator[str]:
     events = simulation.etcd.events(b"/skyward/sim/queue/q.dead/", b"/skyward/sim/queue/q0", 1)
     for revision, together in itertools.groupby(events, key=lambda event: event.kv.mod_revision):
         now = _Moment(together)
-        got = set() if now.buries else now.gone - set(claimed)
+        got = set[bytes]() if now.buries else now.gone - set(claimed)
         picked = got | {name for name in now.claimed if name not in claimed}
         able = [name for name in free if most is None or tried.get(name, 0) < most]
         oldest = sorted(able, key=lambda name: (free[name], name))[: len(picked)]
@@ -460,6 +460,8 @@ class _Moment:
                     self.claimed.add(name)
                 case b"deliveries", False:
                     self.tried[name] = event.kv.version
+                case _:
+                    pass  # of the pages, or of what was returned
 
 
 # The judge reads the whole history: no compaction. Of a lease that ends before its time no holder can know.
