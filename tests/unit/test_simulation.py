@@ -241,6 +241,7 @@ PLANTED: list[tuple[Plant, str]] = [
 ]
 
 
+@pytest.mark.timeout(600)  # one of them needs hundreds of histories
 @pytest.mark.parametrize(("plant", "name"), PLANTED, ids=[f"{plant.__name__}-{name}" for plant, name in PLANTED])
 def test_a_planted_bug_is_found(plant: Plant, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
