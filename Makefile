@@ -12,7 +12,7 @@ CHECKERS := $(VENV)/.checkers
 PROTO_VENV := .venv-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-simulation test-slow lint format types proto build fetch-debian clean
+.PHONY: help demo test test-unit test-integration test-simulation test-slow test-faults lint format types proto build fetch-debian clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -51,6 +51,9 @@ test-slow: $(INSTALLED) ## the tests that `make test` leaves out
 
 test-simulation: $(INSTALLED) ## 1,000 simulated histories for each collection: SEEDS=10000 for more
 	SKYWARD_ETCD_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/unit/test_simulation.py $(PYTEST_ARGS)
+
+test-faults: $(INSTALLED) ## every fault: SKYWARD_ETCD_FAULT_MINUTES=30 for longer random ones
+	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 lint: $(CHECKERS) ## ruff: rules and format
 	$(BIN)/ruff check .

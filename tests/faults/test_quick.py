@@ -32,7 +32,7 @@ def test_the_leader_is_paused_beyond_the_election(lab: FaultLab) -> None:
         others = [name for name in lab.members if name != old]
         lab.pause(old)
         new = lab.leader(among=others)
-        scenario.goes_on()
+        scenario.goes_on(kinds=AT_ONCE)
         lab.resume(old)
         assert new != old
         lab.require_healthy()

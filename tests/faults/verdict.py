@@ -163,30 +163,41 @@ def _check_totals(history: Sequence[Operation]) -> Verdict:
 
 
 def _check_queue(history: Sequence[Operation], queue: Committed) -> Verdict:
-    """Check it item by item, where an item that was committed twice is two, the second one of unknown origin.
+    """Check it item by item, where an item that was committed n times is n items, all but the first of unknown origin.
 
-    That may be only if a get of unknown outcome had taken it: what such a get has taken is put back, at the end.
+    That may be only if gets of unknown outcome had taken it: what such a get has taken is put back, at the end.
     """
-    operations = [single for operation in history for single in singles(operation)]
-    gets = [each for each in operations if each.call == "get" and each.is_unknown]
+    operations = [single for operation in map(_as_many_as_it_got, history) for single in singles(operation)]
+    doubtful = [each for each in operations if each.call == "get" and each.is_unknown]
     revisions: dict[Any, int] = {}
-    remaining = list(queue.remaining)
-    again: set[Any] = set()
+    last: dict[Any, Any] = {}
+    put_back = 0
     for item, revision in queue.puts:
-        if item not in revisions:
-            revisions[item] = revision
-            continue
-        if item in again or len(again) >= len(gets):
-            return Verdict(ok=False, reason=f"{item!r} was put more than once, the last time at revision {revision}")
-        again.add(item)
-        revisions[item, "again"] = revision
-        put = next(each for each in gets)
-        operations.append(replace(put, call="put", arguments=((item, "again"),)))
-    operations = [
-        replace(each, result=(each.result, "again"))
-        if each.call == "get" and not each.is_unknown and each.result is not EMPTY and each.result in again
-        else each
-        for each in operations
-    ]
-    remaining = [(item, "again") if item in again else item for item in remaining]
-    return check_queue_by_revision(operations, revisions, remaining=remaining)
+        name, number = item, 1
+        while name in revisions:
+            name, number = (item, number + 1), number + 1
+        revisions[name] = revision
+        last[item] = name
+        if name != item:
+            put_back += 1
+            if put_back > len(doubtful):
+                return Verdict(ok=False, reason=f"{item!r} was put {number} times, again at revision {revision}")
+            operations.append(replace(doubtful[0], call="put", arguments=(name,)))
+
+    def names_the_last(get: Operation) -> Operation:
+        """What a caller has got was put back no more: it is the last of its kind."""
+        is_got = get.call == "get" and not get.is_unknown and get.result is not EMPTY
+        return replace(get, result=last.get(get.result, get.result)) if is_got else get
+
+    return check_queue_by_revision(
+        [names_the_last(each) for each in operations], revisions, remaining=[last[item] for item in queue.remaining]
+    )
+
+
+def _as_many_as_it_got(operation: Operation) -> Operation:
+    """Take a ``get_many`` that got some for one that wanted no more.
+
+    It returns what it has when nobody answers its next question: that there was no more is not said.
+    """
+    is_short = operation.call == "get_many" and not operation.is_unknown and operation.result
+    return replace(operation, arguments=(len(operation.result),)) if is_short else operation

@@ -457,24 +457,31 @@ class FakeWire:
         self.opening = threading.Event()
         self.streams: queue.Queue[FakeStream] = queue.Queue()
 
-    def stream(self, _: Any, requests: Iterator[pb.WatchRequest], **__: Any) -> FakeStream:
+    signs_on = False
+
+    def stream(self, *_: Any, **__: Any) -> FakeStream:
         self.opening.set()
         self.may_open.wait()
-        stream = FakeStream(requests)
+        stream = FakeStream()
         self.streams.put(stream)
         return stream
 
 
 class FakeStream:
-    def __init__(self, requests: Iterator[pb.WatchRequest]) -> None:
-        self.requests = requests
+    def __init__(self) -> None:
+        self._requests: queue.Queue[pb.WatchRequest | None] = queue.Queue()
+        self.requests = iter(self._requests.get, None)
         self.responses: queue.Queue[pb.WatchResponse | None] = queue.Queue()
 
     def __iter__(self) -> Iterator[pb.WatchResponse]:
         yield from iter(self.responses.get, None)
         raise Unavailable("broken")
 
+    def send(self, request: pb.WatchRequest) -> None:
+        self._requests.put(request)
+
     def cancel(self) -> None:
+        self._requests.put(None)
         self.responses.put(None)
 
 
