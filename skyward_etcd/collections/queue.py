@@ -257,10 +257,10 @@ class Queue(Collection):
         ended, whose claims are free now, to all.
         """
         items, sessions = self._places.all_items, self._session.layout.sessions
-        watching: Watching = yield Watch(items, kv.prefix_end(items), hand_out=True)
         events: Sequence[kv.Event] = ()
+        deaths: Watching = yield Watch(sessions, kv.prefix_end(sessions))
         try:
-            deaths: Watching = yield Watch(sessions, kv.prefix_end(sessions))
+            watching: Watching = yield Watch(items, kv.prefix_end(items), hand_out=True)
             try:
                 while True:
                     found = yield from pick()
@@ -273,13 +273,13 @@ class Queue(Collection):
                         found = yield from pick_fresh(events[0].kv)
                         if found:
                             return found
+            except BaseException:
+                watching.offer(events)  # told to us alone: whoever waits next has to look instead
+                raise
             finally:
-                deaths.close()
-        except BaseException:
-            watching.offer(events)  # told to us alone: whoever waits next has to look instead
-            raise
+                watching.close()
         finally:
-            watching.close()
+            deaths.close()
 
     def _told(self, watching: Watching, deaths: Watching, deadline: float | None) -> Operation[bool]:
         """Wait until there may be an item for us; tell whether that came in time."""
