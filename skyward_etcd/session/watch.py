@@ -447,10 +447,11 @@ class WatchHub:
             if self._closing.is_set():  # by somebody who may not have seen this stream
                 return
             self._watches.travel_on(stream.send)
-            for response in stream:
-                if self._wire.signs_on and _is_about_rights(response) and time.monotonic() - opened > _FRESH_S:
-                    raise Unavailable(f"the stream's token may have ended: {response.cancel_reason}")
-                self._watches.handle(response)
+            with contextlib.closing(iter(stream)) as responses:
+                for response in responses:
+                    if self._wire.signs_on and _is_about_rights(response) and time.monotonic() - opened > _FRESH_S:
+                        raise Unavailable(f"the stream's token may have ended: {response.cancel_reason}")
+                    self._watches.handle(response)
         finally:
             self._watches.stand_still()
             stream.cancel()

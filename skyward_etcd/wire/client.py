@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -258,7 +258,8 @@ class Stream:
         """Send a request; in vain, and silently, when the stream has ended: who iterates hears of that."""
         self._raw.send(self._method.encode(request))
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any]:
+        """Yield what comes. Close what this returns when it is left before its end, which it holds a connection for."""
         try:
             for message in self._raw:
                 yield self._method.decode(message)

@@ -372,3 +372,4 @@ class Watch:
 
     def close(self) -> None:
         self._stream.cancel()
+        self._responses.close()
