@@ -198,7 +198,7 @@ class FaultLab:
             state="existing",
             durable=self._durable,
             listen_peer_url=addresses.listen_peer_url,
-            restarts=True,
+            restarts=False,  # but by us: its disk goes when we go
         )
 
     def start_member(self, spec: MemberSpec) -> None:
