@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 from skyward_etcd.collections.base import Collection
-from skyward_etcd.errors import Compacted, CorruptValue, HoldLost, OutcomeUnknown, SkywardEtcdError
+from skyward_etcd.errors import Compacted, CorruptValue, HoldLost, OutcomeUnknown, SkywardEtcdError, Unavailable
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import once, range_
 from skyward_etcd.ops.effects import Await, Identify, Identity, Operation, Watch
@@ -191,15 +191,25 @@ class Counter(Collection):
             if guard and found and found[0].mod_revision == shard.mod_revision:  # so it was the guard, and for good
                 shard.in_doubt = None
                 raise HoldLost(guard.refusal)
-            applied_at = 0
-            if doubt and found and found[0].create_revision <= shard.mod_revision:
-                applied_at = found[0].mod_revision
-            elif doubt:
-                applied_at = yield from self._put_after(shard)
-            past = (yield from self._all_at(applied_at)) if applied_at else None
+            past = (yield from self._applied(shard, found)) if doubt else None
             shard.is_now(int(found[0].value) if found else 0, found[0].mod_revision if found else 0)
             if past is not None:
                 return _running(_total(past), amounts)
+
+    def _applied(self, shard: _Shard, found: Sequence[kv.KeyValue]) -> Operation[Sequence[kv.KeyValue] | None]:
+        """Return the counter as it was when a try in doubt was applied; ``None`` if it was not.
+
+        Raises:
+            OutcomeUnknown: it cannot be found out; that nobody answered now says nothing about then.
+        """
+        try:
+            if found and found[0].create_revision <= shard.mod_revision:
+                applied_at = found[0].mod_revision
+            else:
+                applied_at = yield from self._put_after(shard)
+            return (yield from self._all_at(applied_at)) if applied_at else None
+        except Unavailable as lost:
+            raise OutcomeUnknown(f"{self._what}: the answer was lost, and it may have been added: {lost}") from lost
 
     def _create(self, shard: _Shard) -> Operation[None]:
         """Begin a shard with 0: one round trip more for a session's first increment, and the first after a reset.
