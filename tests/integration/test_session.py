@@ -281,7 +281,7 @@ async def test_a_process_that_takes_no_more_items_is_not_sent_them_any_more(solo
     hub = solo._session().hub
     await until(lambda: _is_live(solo))
     await another(solo).queue("q").put_many_async([bytes(50_000)] * 2)
-    await until(lambda: not hub._watches._watches)
+    await until(lambda: not any(b"/items/" in each.key for each in list(hub._watches._watches.values())))
     assert len(await solo.queue("q").get_many_async(2, timeout=5)) == 2
 
 
@@ -291,7 +291,7 @@ async def test_a_blocking_wait_on_a_loops_thread_is_not_kept_waiting_by_the_loop
     """The task came first, but it cannot take what it is told of before the blocking call returns."""
     q, producer = solo.queue("q"), another(solo).queue("q")
     task = asyncio.create_task(q.get_async(timeout=20))
-    await until(lambda: watchers(solo) == 1 and _is_live(solo))
+    await until(lambda: watchers(solo) >= 1 and _is_live(solo))
     putting = threading.Timer(0.2, producer.put, args=("for the call",))
     putting.start()
     began = time.monotonic()
@@ -404,7 +404,7 @@ async def test_a_wait_in_an_outage_ends_one_request_after_its_time(
         await stop(cluster.members[0])
     waiting = asyncio.create_task(wait_everywhere(sky, calls))
     if when == "waiting":
-        await until(lambda: watchers(sky) == 4 and _is_live(sky))
+        await until(lambda: watchers(sky) >= 4 and _is_live(sky))
         await stop(cluster.members[0])
     await waiting
     cluster.members[0].send_signal(signal.SIGCONT)
