@@ -404,7 +404,7 @@ async def test_a_wait_in_an_outage_ends_one_request_after_its_time(
         await stop(cluster.members[0])
     waiting = asyncio.create_task(wait_everywhere(sky, calls))
     if when == "waiting":
-        await until(lambda: watchers(sky) >= 4 and _is_live(sky))
+        await until(lambda: watchers(sky) >= 5 and _is_live(sky))
         await stop(cluster.members[0])
     await waiting
     cluster.members[0].send_signal(signal.SIGCONT)
