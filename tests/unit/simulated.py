@@ -278,8 +278,8 @@ class Work:
         """The last claim of each item."""
         self.done: dict[str, str] = {}
         """Items that are gone: acknowledged or got."""
-        self.maybe_done: set[str] = set()
-        """Items whose acknowledgement has an unknown outcome."""
+        self.maybe_done: set[tuple[str, int]] = set()
+        """Items whose acknowledgement has an unknown outcome, and by which claim."""
         self.riddles = 0
         """Gets of unknown outcome, each of which may have taken an item."""
         self.wrong: list[str] = []
@@ -349,21 +349,24 @@ async def _claim_one(simulation: Simulation, queue: Queue, work: Work, timeout: 
             await _work_on(simulation, work, job)
 
 
+class Unfinished(Exception):
+    """Ends a block whose item shall come back."""
+
+
 async def _work_on(simulation: Simulation, work: Work, job: Claim) -> None:
     item = str(job.value)
     work.begin(job)
     try:
-        await simulation.sleep(simulation.rng.choice((0.0, 0.01, 0.1, 1.0)))
-        if simulation.rng.random() < 0.25:
-            work.jobs.pop(item, None)
-            await job.release_async()
-            return
-        work.maybe_done.add(item)
-        try:
-            await job.ack_async()
-            work.finish(item, "acknowledged")
-        except HoldLost:
-            work.maybe_done.discard(item)
+        async with job:
+            await simulation.sleep(simulation.rng.choice((0.0, 0.01, 0.1, 1.0)))
+            if simulation.rng.random() < 0.25:
+                raise Unfinished
+            work.maybe_done.add((item, job.token))
+        work.finish(item, "acknowledged")
+    except HoldLost:
+        work.maybe_done.discard((item, job.token))
+    except Unfinished:
+        pass
     finally:
         if work.jobs.get(item) is job:
             del work.jobs[item]
@@ -396,7 +399,7 @@ def judge_claims(simulation: Simulation, *, most: int | None = None) -> lin.Verd
     wrong = [*work.wrong, *_passed_over(simulation, most), _failed(simulation)]
     if most is not None and any(job.deliveries > most for job in work.newest.values()):
         wrong.append(f"delivered too often: {work.newest}")
-    lost = work.put - set(work.done) - work.maybe_done
+    lost = work.put - set(work.done) - {item for item, _ in work.maybe_done}
     if len(lost) > work.riddles:
         wrong.append(f"lost {lost} with {work.riddles} riddles")
     reason = "\n".join(filter(None, wrong))
