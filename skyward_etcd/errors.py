@@ -105,7 +105,10 @@ class PermissionDenied(EtcdError, PermissionError):
 
 
 class NoSpace(EtcdError, OSError):
-    """The cluster's space quota is reached: writes are refused until space is made."""
+    """The cluster's space quota is reached: writes are refused until space is made.
+
+    Nothing was written, except perhaps by ``d[k] = v`` and ``update`` of an eventual dict.
+    """
 
 
 class LockTimeout(SkywardEtcdError, TimeoutError):

@@ -13,9 +13,17 @@ from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 from skyward_etcd.collections.base import Collection
-from skyward_etcd.errors import Compacted, CorruptValue, HoldLost, OutcomeUnknown, SkywardEtcdError, Unavailable
+from skyward_etcd.errors import (
+    Compacted,
+    CorruptValue,
+    HoldLost,
+    NoSpace,
+    OutcomeUnknown,
+    SkywardEtcdError,
+    Unavailable,
+)
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import once, range_
+from skyward_etcd.ops.attempt import once, once_by, range_
 from skyward_etcd.ops.effects import Await, Identify, Identity, Operation, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Guard, prove
@@ -180,7 +188,13 @@ class Counter(Collection):
             )
             doubt = shard.in_doubt is batch
             shard.in_doubt = batch
-            reply, lost = yield from once(request, request, what=self._what)
+            try:
+                reply, lost = yield from once_by(shard.key, shard.mod_revision, request, request, what=self._what)
+            except NoSpace as refused:
+                if doubt:
+                    raise OutcomeUnknown(f"{self._what}: an earlier try may have been applied: {refused}") from refused
+                shard.in_doubt = None
+                raise
             doubt = doubt or lost
             if reply.succeeded:
                 kvs: Sequence[kv.KeyValue] = reply.responses[1].response_range.kvs

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from skyward_etcd.errors import Compacted, OutcomeUnknown, SkywardEtcdError, Unavailable
+from skyward_etcd.errors import Compacted, NoSpace, OutcomeUnknown, SkywardEtcdError, Unavailable
 from skyward_etcd.ops.effects import Backoff, Call, Now, Operation
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import DELETE_RANGE, RANGE, TXN, Method
 
-__all__ = ["delete_repeatable", "once", "range_", "recall", "repeatable", "txn_repeatable"]
+__all__ = ["delete_repeatable", "once", "once_by", "range_", "recall", "repeatable", "txn_repeatable"]
 
 
 def repeatable(method: Method[Any, Any], request: Any) -> Operation[Any]:
@@ -111,3 +111,27 @@ def once(request: pb.TxnRequest, again: pb.TxnRequest, *, what: str) -> Operatio
                 raise OutcomeUnknown(f"{what}: no answer, and it may have been applied: {refused}") from refused
             raise
         attempt += 1
+
+
+def once_by(
+    key: bytes, mod_revision: int, request: pb.TxnRequest, again: pb.TxnRequest, *, what: str
+) -> Operation[tuple[pb.TxnResponse, bool]]:
+    """`once`, for transactions that first compare a key with being as it was last written, and else get it.
+
+    The key also tells what a `NoSpace` means: etcd says that as well of the write with which the quota is reached, and
+    applies it nevertheless (its ``quotaApplierV3``). One round trip more then, and only then.
+
+    Raises:
+        NoSpace: the quota is reached, and nothing was applied.
+        OutcomeUnknown: likewise, or nobody would say whether that is so.
+    """
+    try:
+        return (yield from once(request, again, what=what))
+    except NoSpace as refused:
+        try:
+            found = yield from range_(pb.RangeRequest(key=key), seen=0)
+        except Unavailable as lost:
+            raise OutcomeUnknown(f"{what}: {refused}; it may have been applied: {lost}") from lost
+        if (found.kvs[0].mod_revision if found.kvs else 0) == mod_revision:
+            raise
+    return pb.TxnResponse(header=found.header, responses=[pb.ResponseOp(response_range=found)]), True

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from skyward_etcd.errors import HoldLost, LeaseNotFound, OutcomeUnknown
+from skyward_etcd.errors import HoldLost, LeaseNotFound, NoSpace, OutcomeUnknown
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import once, txn_repeatable
+from skyward_etcd.ops.attempt import once, once_by, txn_repeatable
 from skyward_etcd.ops.effects import Identify, Identity, Later, Operation, Renounce, Slot
 from skyward_etcd.wire import messages as pb
 
@@ -82,6 +82,7 @@ def prove(
         OutcomeUnknown: the session was lost together with the answer.
         LeaseNotFound: the ``identity`` that was asked for is lost, and nothing was applied.
         HoldLost: the ``guard`` does not hold, and says so; nothing was applied.
+        NoSpace: the quota is reached; nothing was applied.
     """
     while True:
         own: Identity = identity or (yield Identify())
@@ -93,6 +94,9 @@ def prove(
             if identity is not None:
                 raise
             continue
+        except NoSpace:
+            own.return_slot(slot)
+            raise
         except BaseException:
             # Nobody knows now what the slot holds: it is not given back before that is found out.
             yield Later(partial(_abandon, own, slot, undo))
@@ -108,6 +112,10 @@ def write(operations: Sequence[pb.RequestOp], *, what: str) -> Operation[None]:
 
     Only a repetition moves the slot, which keeps earlier tries from arriving late: without that, a value that was
     overwritten long ago could come back.
+
+    Raises:
+        OutcomeUnknown: no answer, and it may have been applied.
+        NoSpace: the quota is reached; the write that reaches it is applied, and gets this answer all the same.
     """
     while True:
         own: Identity = yield Identify()
@@ -118,6 +126,9 @@ def write(operations: Sequence[pb.RequestOp], *, what: str) -> Operation[None]:
         except LeaseNotFound:
             yield Renounce(own)
             continue
+        except NoSpace:
+            own.return_slot(slot)
+            raise
         except BaseException:
             yield Later(partial(_abandon, own, slot, None))
             raise
@@ -153,7 +164,10 @@ def _try(proof: _Proof, *, moves_first: bool = True) -> Operation[Outcome]:
     first = proof.request(moves=moves_first, moves_anyway=False)
     # A try in doubt may still be on its way. The repetition moves the slot in any case, so that it comes too late.
     again = proof.request(moves=True, moves_anyway=True)
-    reply, doubt = yield from once(first, again, what=what)
+    if moves_first:
+        reply, doubt = yield from once_by(slot.key, slot.mod_revision, first, again, what=what)
+    else:
+        reply, doubt = yield from once(first, again, what=what)
     revision = reply.header.revision
     if reply.succeeded:
         responses: Sequence[pb.ResponseOp] = reply.responses

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from skyward_etcd.errors import SkywardEtcdError, Unavailable
+from skyward_etcd.errors import NoSpace, SkywardEtcdError, Unavailable
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.wire.retry import pause_before
 
@@ -31,7 +31,7 @@ class Janitor:
         self._closing = threading.Event()
 
     def add(self, make: Callable[[], Operation[None]]) -> None:
-        """Have an operation made and run, again and again while nobody answers.
+        """Have an operation made and run, again and again while nobody answers or there is no space.
 
         Too many at once mean that nobody has answered for long: then the session gives up its lease, and with it
         everything that was to be cleaned up but for taken items.
@@ -63,7 +63,7 @@ class Janitor:
             try:
                 self._run(make())
                 failures = 0
-            except Unavailable as error:
+            except (Unavailable, NoSpace) as error:  # until somebody answers, or makes space
                 log.debug("cleaning up: %s", error)
                 failures += 1
                 self._owed.append(make)

@@ -28,6 +28,7 @@ from typing import Any, Self, TypeVar, cast
 from skyward_etcd.config import Limits
 from skyward_etcd.errors import (
     Compacted,
+    NoSpace,
     OutcomeUnknown,
     SkywardEtcdError,
     Unavailable,
@@ -55,7 +56,7 @@ from skyward_etcd.session.watch import Watches, Watching
 from skyward_etcd.testing import linearizability
 from skyward_etcd.testing.model import ModelEtcd
 from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire.methods import COMPACT, LEASE_GRANT, PUT, RANGE
+from skyward_etcd.wire.methods import COMPACT, LEASE_GRANT, PUT, RANGE, TXN
 
 __all__ = ["Cancelled", "Faults", "Process", "Simulation", "Stuck", "Task"]
 
@@ -77,6 +78,8 @@ class Faults:
     """A call that arrives after its caller has given it up."""
     lost_reply: float = 0.0
     """A call that is applied, and whose answer is lost."""
+    no_space: float = 0.0
+    """A write that is answered with `NoSpace`: it is refused, or reaches the quota, and is applied nevertheless."""
     stale_read: float = 0.0
     """A serializable read that is answered by a member some revisions behind."""
     broken_stream: float = 0.0
@@ -154,7 +157,7 @@ class Simulation:
             while True:
                 try:
                     return await process.run_async(make())
-                except Unavailable:
+                except (Unavailable, NoSpace):
                     await self.sleep(1.0)
                 except SkywardEtcdError:
                     return None
@@ -220,7 +223,7 @@ class Simulation:
         try:
             result = await running
         except SkywardEtcdError as error:
-            if isinstance(error, Unavailable) and not error.maybe_applied:
+            if isinstance(error, NoSpace) or (isinstance(error, Unavailable) and not error.maybe_applied):
                 self.history[place] = _never(pending)
             elif not isinstance(error, (OutcomeUnknown, Unavailable)):
                 self._finish(place, pending, type(error).__name__)
@@ -513,6 +516,11 @@ class Process:
             oldest = max(etcd.compacted, 1)
             behind = etcd.stale_view(max(oldest, etcd.revision - rng.randrange(8)))
             return behind.call(call.method, call.request)
+        no_space = self._simulation.faults.no_space
+        if no_space and call.method is TXN and _puts(call.request) and rng.random() < no_space:
+            if rng.random() < 0.5:
+                etcd.call(call.method, call.request)
+            raise NoSpace("etcdserver: mvcc: database space exceeded")
         return etcd.call(call.method, call.request)
 
     # ---- the lease
@@ -738,6 +746,12 @@ def _told(watch: pb.WatchCreateRequest, events: Sequence[pb.Event]) -> list[pb.E
 
 def _covers(watch: pb.WatchCreateRequest, key: bytes) -> bool:
     return watch.key <= key < watch.range_end if watch.range_end else watch.key == key
+
+
+def _puts(request: pb.TxnRequest) -> bool:
+    """Tell whether a transaction writes anything but deletions, at any level."""
+    operations = (*request.success, *request.failure)
+    return any(each.HasField("request_put") or _puts(each.request_txn) for each in operations)
 
 
 def _quietly(apply: Callable[[], Any]) -> None:

@@ -29,6 +29,8 @@ SEEDS = int(os.environ.get("SKYWARD_ETCD_SEEDS", "100"))
 LOSSY = Faults(refused=0.03, lost_request=0.03, late_request=0.04, lost_reply=0.06, stale_read=0.3, broken_stream=0.1)
 CRUEL = replace(LOSSY, compaction=0.02, pause=0.02, expiry=0.02, death=0.01, cancellation=0.05)
 
+FULL = replace(LOSSY, no_space=0.2)
+
 Program = Callable[[Simulation, Process], Coroutine[Any, Any, None]]
 
 
@@ -767,4 +769,9 @@ SCENARIOS = {
     "barrier": BARRIER,
     "barrier in haste": HASTY_BARRIER,
     "barrier that is aborted": ABORTED_BARRIER,
+    "counter without space": replace(COUNTER, faults=FULL),
+    "dict without space": replace(DICT, faults=FULL),
+    "set without space": replace(SET, faults=FULL),
+    "queue without space": replace(QUEUE, faults=FULL),
+    "lock without space": replace(LOCK, faults=FULL),
 }

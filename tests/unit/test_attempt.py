@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from skyward_etcd.errors import Compacted, EtcdError, LeaseNotFound, OutcomeUnknown, Unavailable
+from skyward_etcd.errors import Compacted, EtcdError, LeaseNotFound, NoSpace, OutcomeUnknown, Unavailable
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import once, range_, recall, repeatable
+from skyward_etcd.ops.attempt import once, once_by, range_, recall, repeatable
 from skyward_etcd.ops.effects import Backoff, Call, Effect, Operation
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import PUT, RANGE
@@ -104,3 +104,39 @@ def test_a_reply_as_new_as_what_was_seen_costs_one_round_trip() -> None:
 def test_an_answer_that_is_no_longer_in_the_history_is_unknown() -> None:
     with pytest.raises(OutcomeUnknown, match="was applied"):
         drive(recall(b"k", 3, what="x"), Compacted("gone"))
+
+
+FULL = NoSpace("database space exceeded")
+
+
+def by_key(*answers: object) -> tuple[Any, list[Effect]]:
+    return drive(once_by(b"slot", 7, FIRST, AGAIN, what="x"), *answers)
+
+
+def the_key(mod_revision: int) -> pb.RangeResponse:
+    return pb.RangeResponse(kvs=[pb.KeyValue(key=b"slot", mod_revision=mod_revision)] if mod_revision else [])
+
+
+def test_the_write_that_reaches_the_quota_was_applied_whatever_etcd_says() -> None:
+    (reply, doubt), asked = by_key(FULL, the_key(9))
+    assert doubt
+    assert not reply.succeeded
+    assert reply.responses[0].response_range.kvs[0].mod_revision == 9
+    assert requests(asked) == [FIRST, pb.RangeRequest(key=b"slot")]
+
+
+def test_a_write_that_no_space_kept_away_was_not_applied() -> None:
+    with pytest.raises(NoSpace):
+        by_key(FULL, the_key(7))
+
+
+def test_whether_the_quota_kept_a_write_away_may_be_unknown() -> None:
+    asking = once_by(b"slot", 7, FIRST, AGAIN, what="x")
+    next(asking)
+    asking.throw(FULL)
+    asking.throw(LOST)
+    assert isinstance(asking.send(0.0), Backoff)
+    with pytest.raises(OutcomeUnknown, match="may have been applied"):
+        asking.throw(LOST)
+    with pytest.raises(OutcomeUnknown, match="may have been applied"):
+        by_key(LOST, FULL)

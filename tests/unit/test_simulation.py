@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from skyward_etcd.collections import barrier, claim, dict, front, lock, places, queue, tail
+from skyward_etcd.collections import barrier, claim, counter, dict, front, lock, places, queue, tail
 from skyward_etcd.errors import LeaseNotFound
 from skyward_etcd.ops import attempt, kv, proof
 from skyward_etcd.ops.effects import Await, Operation
@@ -61,6 +61,16 @@ def retry_blindly(patch: pytest.MonkeyPatch) -> None:
 
     guarded = proof._Proof.request
     patch.setattr(proof._Proof, "request", unguarded)
+
+
+def take_no_space_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
+    """Believe that what is answered with `NoSpace` was not done."""
+
+    def believe(_key: bytes, _mod_revision: int, request: Any, again: Any, *, what: str) -> Operation[Any]:
+        return (yield from attempt.once(request, again, what=what))
+
+    for module in (counter, proof):
+        patch.setattr(module, "once_by", believe)
 
 
 def put_before_looking_at_the_proof(patch: pytest.MonkeyPatch) -> None:
@@ -227,6 +237,9 @@ PLANTED: list[tuple[Plant, str]] = [
     (retry_blindly, "counter"),
     (retry_blindly, "set"),
     (retry_blindly, "queue"),
+    (take_no_space_for_a_refusal, "counter without space"),
+    (take_no_space_for_a_refusal, "set without space"),
+    (take_no_space_for_a_refusal, "queue without space"),
     (put_before_looking_at_the_proof, "dict"),
     (take_the_lock_at_once, "lock"),
     (enter_without_a_key, "lock that guards"),
