@@ -76,7 +76,7 @@ class OutcomeUnknown(SkywardEtcdError, RuntimeError):
 class Unavailable(SkywardEtcdError, ConnectionError):
     """No endpoint answered within the time the operation had.
 
-    ``maybe_applied`` tells whether the request may have reached etcd before the connection failed.
+    ``maybe_applied`` is false only if the operation certainly has changed nothing: it may be made again.
     """
 
     def __init__(self, message: str, *, maybe_applied: bool = True) -> None:
@@ -107,7 +107,8 @@ class PermissionDenied(EtcdError, PermissionError):
 class NoSpace(EtcdError, OSError):
     """The cluster's space quota is reached: writes are refused until space is made.
 
-    Nothing was written, except perhaps by ``d[k] = v`` and ``update`` of an eventual dict.
+    Nothing was written (of a bulk operation: nothing from this part on), except perhaps by ``d[k] = v`` and ``update``
+    of an eventual dict.
     """
 
 

@@ -111,8 +111,10 @@ class Barrier(Collection):
                     # Others completed that generation without us: we belong to the next.
             except BrokenBarrier:
                 raise
-            except BaseException:
+            except BaseException as error:
                 if gate is not None:
+                    if isinstance(error, Unavailable):
+                        error.maybe_applied = True  # the others may have passed with us
                     self._session.notes[self._left_key] = gate
                     yield Later(partial(self._break, gate))
                 raise

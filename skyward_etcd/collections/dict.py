@@ -9,7 +9,7 @@ from typing import Any, Final, final
 from skyward_etcd.collections.base import Collection
 from skyward_etcd.errors import UnsupportedType
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import range_, recall
+from skyward_etcd.ops.attempt import all_of, range_, recall
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.keys import decode_key, encode_key
 from skyward_etcd.ops.naming import agree
@@ -313,8 +313,7 @@ class Dict(Collection):
             at = self._at(key)
             data[at] = self._encode(at, value)
         yield from agree(self._session, self.kind, self.name)
-        for chunk in _chunks(data):
-            yield from self._write(chunk)
+        yield from all_of(map(self._write, _chunks(data)))
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)

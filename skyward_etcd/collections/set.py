@@ -7,7 +7,7 @@ from typing import Any
 
 from skyward_etcd.collections.base import Collection
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import range_
+from skyward_etcd.ops.attempt import all_of, range_
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.keys import decode_key, encode_key
 from skyward_etcd.ops.naming import agree
@@ -141,9 +141,11 @@ class Set(Collection):
     def _update(self, others: Iterable[Iterable[Hashable]]) -> Operation[None]:
         keys = list(dict.fromkeys(self._at(value) for other in others for value in other))
         yield from agree(self._session, self.kind, self.name)
-        for chunk in _chunks(keys):
-            adds = [kv.nested((kv.absent(at),), (kv.put(at),)) for at in chunk]
-            yield from prove([Alternative((), adds)], guard=self.guard, what=self._what)
+        yield from all_of(map(self._add_all, _chunks(keys)))
+
+    def _add_all(self, keys: Iterable[bytes]) -> Operation[None]:
+        adds = [kv.nested((kv.absent(at),), (kv.put(at),)) for at in keys]
+        yield from prove([Alternative((), adds)], guard=self.guard, what=self._what)
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)

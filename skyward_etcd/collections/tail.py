@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from skyward_etcd.collections.places import Places
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import range_
+from skyward_etcd.ops.attempt import all_of, range_
 from skyward_etcd.ops.effects import Identify, Identity, Mind, Operation
 from skyward_etcd.ops.proof import Alternative, Guard, prove
 
@@ -48,8 +48,7 @@ class Tail:
     def put(self, data: Sequence[bytes]) -> Operation[None]:
         """Add items in their order, exactly once. One round trip for each 48 or 512 KiB."""
         identity: Identity = yield Identify()
-        for chunk in _chunks(data):
-            yield from self._put_chunk(_named(identity, chunk), Alternative((), ()))
+        yield from all_of(self._put_chunk(_named(identity, chunk), Alternative((), ())) for chunk in _chunks(data))
 
     def take_over(self, value: bytes, source: Alternative) -> Operation[None]:
         """Add an item in the transaction that removes it elsewhere, if what that compares still holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from skyward_etcd.errors import Compacted, NoSpace, OutcomeUnknown, SkywardEtcdError, Unavailable
@@ -9,7 +10,7 @@ from skyward_etcd.ops.effects import Backoff, Call, Now, Operation
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import DELETE_RANGE, RANGE, TXN, Method
 
-__all__ = ["delete_repeatable", "once", "once_by", "range_", "recall", "repeatable", "txn_repeatable"]
+__all__ = ["all_of", "delete_repeatable", "once", "once_by", "range_", "recall", "repeatable", "txn_repeatable"]
 
 
 def repeatable(method: Method[Any, Any], request: Any) -> Operation[Any]:
@@ -75,6 +76,18 @@ def recall(key: bytes, revision: int, *, what: str) -> Operation[pb.KeyValue | N
         lost.maybe_applied = True
         raise
     return reply.kvs[0] if reply.kvs else None
+
+
+def all_of(parts: Iterable[Operation[None]]) -> Operation[None]:
+    """Do one part after the other. Where one is not done, those before it are, and `Unavailable` says so."""
+    begun = False
+    for part in parts:
+        try:
+            yield from part
+        except Unavailable as lost:
+            lost.maybe_applied = lost.maybe_applied or begun
+            raise
+        begun = True
 
 
 def once(request: pb.TxnRequest, again: pb.TxnRequest, *, what: str) -> Operation[tuple[pb.TxnResponse, bool]]:

@@ -28,8 +28,8 @@ class Recorder:
     """Passes each `Operation` to ``tell`` when it has ended. Times are those of the machine's monotonic clock.
 
     A call that raised is recorded as what it means: an error that is an answer (a `LockTimeout`) by its name as the
-    result; `OutcomeUnknown`, `Unavailable`, `NoSpace` and a cancellation as unknown; everything else did not happen,
-    and is not recorded. The error is raised on.
+    result; `OutcomeUnknown`, `NoSpace`, a cancellation, and an `Unavailable` that may have been applied, as unknown;
+    everything else did not happen, and is not recorded. The error is raised on.
     """
 
     def __init__(self, tell: Callable[[Operation], None]) -> None:
@@ -62,11 +62,13 @@ class Recorder:
     ) -> None:
         if isinstance(error, _ANSWERS):
             self._tell(Operation(process, call, arguments, type(error).__name__, invoked, time.monotonic()))
-        # `Unavailable.maybe_applied` is about the last request only: a wait at a barrier that could not hear whether it
-        # passed has arrived with an earlier one.
-        # The write with which the quota is reached is applied *and* answered with NoSpace (etcd's quotaApplierV3).
-        elif isinstance(error, OutcomeUnknown | Unavailable | NoSpace) or not isinstance(error, SkywardEtcdError):
+        # An eventual dict asks for no proof: its NoSpace may be the one with which the quota was reached.
+        elif _leaves_it_open(error) or not isinstance(error, SkywardEtcdError):
             self._tell(Operation(process, call, arguments, None, invoked, None))
+
+
+def _leaves_it_open(error: BaseException) -> bool:
+    return isinstance(error, OutcomeUnknown | NoSpace) or (isinstance(error, Unavailable) and error.maybe_applied)
 
 
 def _plain(result: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from skyward_etcd.errors import Compacted, EtcdError, LeaseNotFound, NoSpace, OutcomeUnknown, Unavailable
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import once, once_by, range_, recall, repeatable
+from skyward_etcd.ops.attempt import all_of, once, once_by, range_, recall, repeatable
 from skyward_etcd.ops.effects import Backoff, Call, Effect, Operation
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import PUT, RANGE
@@ -104,6 +104,20 @@ def test_a_reply_as_new_as_what_was_seen_costs_one_round_trip() -> None:
 def test_an_answer_that_is_no_longer_in_the_history_is_unknown() -> None:
     with pytest.raises(OutcomeUnknown, match="was applied"):
         drive(recall(b"k", 3, what="x"), Compacted("gone"))
+
+
+def test_what_fails_after_its_first_part_has_been_applied_in_part() -> None:
+    parts = [pb.PutRequest(key=b"1"), pb.PutRequest(key=b"2")]
+
+    def put(part: pb.PutRequest) -> Operation[None]:
+        yield Call(PUT, part)
+
+    _, asked = drive(all_of(map(put, parts)), "reply", "reply")
+    assert requests(asked) == parts
+    for answers, maybe_applied in (((NEVER_SENT,), False), (("reply", NEVER_SENT), True)):
+        with pytest.raises(Unavailable) as caught:
+            drive(all_of(map(put, parts)), *answers)
+        assert caught.value.maybe_applied == maybe_applied
 
 
 FULL = NoSpace("database space exceeded")
