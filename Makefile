@@ -12,7 +12,7 @@ CHECKERS := $(VENV)/.checkers
 PROTO_VENV := .venv-proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-simulation test-slow test-faults lint format types proto build fetch-debian clean
+.PHONY: help demo test test-unit test-integration test-simulation test-slow test-faults test-nightly lint format types proto build fetch-debian clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -47,13 +47,17 @@ test-integration: $(INSTALLED) ## on real etcd, with every binary to be had
 	$(BIN)/python -m pytest -m "not slow" tests/integration $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED) ## the tests that `make test` leaves out
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST_ARGS)
 
 test-simulation: $(INSTALLED) ## 1,000 simulated histories for each collection: SEEDS=10000 for more
-	SKYWARD_ETCD_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/unit/test_simulation.py $(PYTEST_ARGS)
+	SKYWARD_ETCD_SEEDS=$(SEEDS) $(BIN)/python -m pytest -m "not slow" tests/unit/test_simulation.py $(PYTEST_ARGS)
 
 test-faults: $(INSTALLED) ## every fault: SKYWARD_ETCD_FAULT_MINUTES=30 for longer random ones
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+test-nightly: $(INSTALLED) ## 10,000 simulated histories for each collection, and half an hour of random faults
+	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
+	SKYWARD_ETCD_FAULT_MINUTES=30 $(BIN)/python -m pytest tests/faults/test_slow.py -k random $(PYTEST_ARGS)
 
 lint: $(CHECKERS) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -32,7 +32,20 @@ def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_promise_holds_whatever_goes_wrong(name: str) -> None:
-    for seed in range(SEEDS):
+    play(name, range(SEEDS))
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_promise_holds_ten_thousand_times(name: str) -> None:
+    play(name, range(10_000))
+
+
+def play(name: str, seeds: range) -> None:
+    """Play a scenario's histories, one for each seed, up to the first that breaks the promise."""
+    for seed in seeds:
         verdict = SCENARIOS[name].play(seed)
         assert verdict.ok, f"{name}, seed {seed}: {verdict.reason}"
 
