@@ -10,9 +10,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CHECKERS := $(VENV)/.checkers
 PROTO_VENV := .venv-proto
+INTEROP_VENV := .venv-interop
+INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-simulation test-slow test-faults test-nightly lint format types proto build fetch-debian clean
+.PHONY: help demo test test-unit test-integration test-interop test-simulation test-slow test-faults test-nightly lint format types proto build fetch-debian clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -34,10 +36,16 @@ $(CHECKERS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --group dev
 	@touch $@
 
+# etcd3 imports only with a protobuf that nothing else of ours can use: docs/decisions/0002-etcd3-package.md.
+$(INTEROP):
+	$(PYTHON) -m venv $(INTEROP_VENV)
+	$(INTEROP_VENV)/bin/python -m pip install --quiet 'etcd3==0.12.0' 'protobuf==3.20.3'
+	@touch $@
+
 demo: $(INSTALLED) ## a pool of three nodes at work
 	$(BIN)/python examples/demo.py
 
-test: $(INSTALLED) ## unit, integration, examples and code samples: all but the slow tests
+test: $(INSTALLED) $(INTEROP) ## unit, integration, examples and code samples: all but the slow tests
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-unit: $(INSTALLED) ## no etcd, a few seconds
@@ -45,6 +53,9 @@ test-unit: $(INSTALLED) ## no etcd, a few seconds
 
 test-integration: $(INSTALLED) ## on real etcd, with every binary to be had
 	$(BIN)/python -m pytest -m "not slow" tests/integration $(PYTEST_ARGS)
+
+test-interop: $(INSTALLED) $(INTEROP) ## with another etcd client for Python, etcd3
+	$(BIN)/python -m pytest tests/interop $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST_ARGS)
@@ -90,5 +101,5 @@ fetch-debian: $(INSTALLED) ## Debian's etcd for the tests, beside the one from t
 	fi
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(PROTO_VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
