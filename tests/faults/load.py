@@ -21,7 +21,8 @@ from skyward_etcd.testing.history import EMPTY
 from skyward_etcd.testing.recorder import Recorder
 from tests.integration.helpers import Both, Calls
 
-KINDS = ("counter", "dict", "set", "queue", "lock", "barrier")
+KINDS = ("counter", "dict", "set", "queue", "jobs", "lock", "barrier")
+"""The six collections, and a queue that is worked on by claims."""
 KEYS = ("a", "b", "c", "d")
 _NO_SPACE_S = 1.0
 """A pause after a write that was refused for want of space: only an operator can help."""
@@ -66,6 +67,7 @@ class Load:
             "dict": (self._write,),
             "set": (self._collect,),
             "queue": (self._produce, self._consume),
+            "jobs": (self._employ, self._toil),
             "lock": (self._exclude,),
             "barrier": (self._meet,),
         }
@@ -139,6 +141,24 @@ class Load:
             else:
                 await self._call("queue", "get", (), queue.get(timeout=self._random.choice((0, 0.3)), default=EMPTY))
 
+    async def _employ(self) -> None:
+        jobs = self._both(self._sky.queue("jobs"))
+        for number in itertools.count():
+            if not await self._goes_on():
+                return
+            item = f"{self._name} {number}"
+            await self._call("jobs", "put", (item,), jobs.put(item))
+
+    async def _toil(self) -> None:
+        jobs = self._both(self._sky.queue("jobs"))
+        while await self._goes_on():
+            claimed: list[Any] = []
+            await self._call("jobs", "claim", (), _claim(jobs, self._random.choice((0, 0.3)), claimed))
+            for job in claimed:
+                await self._rest()
+                ends = "ack" if self._random.random() < 0.8 else "release"
+                await self._call("jobs", ends, (job.value, job.token), getattr(self._both(job), ends)())
+
     async def _exclude(self) -> None:
         lock = self._both(self._sky.lock("lock"))
         while await self._goes_on():
@@ -172,3 +192,12 @@ class Load:
     async def _rest(self) -> None:
         """Leave room for the others: the load shall be steady, not the most that there can be."""
         await asyncio.sleep(self._random.random() * 2 * self._pause_s)
+
+
+async def _claim(jobs: Both, timeout: float, claimed: list[Any]) -> tuple[str, int] | None:
+    """Claim an item, put the claim into ``claimed``, and return what a history can tell of it: its value and token."""
+    job = await jobs.claim(timeout=timeout)
+    if job is None:
+        return None
+    claimed.append(job)
+    return job.value, job.token

@@ -110,6 +110,10 @@ def read_at_the_end(sky: Connection, histories: Histories) -> None:
     for key in KEYS:
         recorder.call("dict end", "get", (key, None), partial(entries.get, key, None))
         recorder.call("set end", "contains", (key,), partial(members.contains, key))
+    while (job := sky.queue("jobs").claim(timeout=0)) is not None:
+        told = job.value, job.token
+        recorder.call("jobs end", "claim", (), partial(tuple[Any, ...], told))
+        recorder.call("jobs end", "ack", told, job.ack)
     recorder.call("lock end", "acquire", (), lambda: sky.lock("lock").acquire(timeout=30.0)).release()
 
 
@@ -125,6 +129,7 @@ def judge(histories: Histories, queue: Committed, *, parties: int, trusts_reads:
         "set": check(SetModel(), of("set")),
         "lock": check(LockModel(), with_expiries(histories["lock"])),
         "queue": _check_queue(histories["queue"], queue),
+        "jobs": check_jobs(histories["jobs"]),
         "barrier": check_barrier(parties, histories["barrier"]),
         "totals": _check_totals(histories["counter"]),
     }
@@ -192,6 +197,26 @@ def _check_queue(history: Sequence[Operation], queue: Committed) -> Verdict:
     return check_queue_by_revision(
         [names_the_last(each) for each in operations], revisions, remaining=[last[item] for item in queue.remaining]
     )
+
+
+def check_jobs(history: Sequence[Operation]) -> Verdict:
+    """Check that each item was done once: acknowledged by its last claim, never claimed after that, and never lost."""
+    answered = [each for each in history if not each.is_unknown]
+    put = [each.arguments[0] for each in history if each.call == "put"]
+    claims = [each.result for each in answered if each.call == "claim" and each.result is not None]
+    acknowledged = [each.arguments for each in answered if each.call == "ack" and each.result is None]
+    may_be_gone = {each.arguments[0] for each in history if each.call == "ack" and each.is_unknown}
+    gone = dict(acknowledged)
+    certain = {each.arguments[0] for each in answered if each.call == "put"}
+    wrong = {
+        "lost": certain - gone.keys() - may_be_gone,
+        "never put": {item for item, _ in claims} - set(put),
+        "acknowledged twice": {item for item, times in Tally(item for item, _ in acknowledged).items() if times > 1},
+        "claimed by two with one token": {claim for claim, times in Tally(claims).items() if times > 1},
+        "claimed after it was acknowledged": {(item, token) for item, token in claims if token > gone.get(item, token)},
+    }
+    reasons = [f"{what}: {sorted(found)}" for what, found in wrong.items() if found]
+    return Verdict(ok=not reasons, reason="; ".join(reasons) or "each item was done once")
 
 
 def _as_many_as_it_got(operation: Operation) -> Operation:
