@@ -37,13 +37,13 @@ def nothing_is_left_running() -> Iterator[None]:
     os.environ[MARK] = run.partition("=")[2]
     yield
     deadline = time.monotonic() + 10.0
-    while (left := _started_by(run)) and time.monotonic() < deadline:
+    while (left := started_by(run)) and time.monotonic() < deadline:
         time.sleep(0.05)  # etcd writes its last snapshot after a SIGTERM
     if left:
         pytest.fail("the tests left processes running:\n" + "\n".join(left))
 
 
-def _started_by(run: str) -> list[str]:
+def started_by(run: str) -> list[str]:
     """List the processes other than this one whose environment carries the mark (none where there is no /proc)."""
     return [
         f"{process.name}: {_read(process / 'cmdline').replace(chr(0), ' ')}"

@@ -109,7 +109,7 @@ def test_every_member_is_alone_and_then_they_find_each_other(each_lab: FaultLab)
 def test_narrow_links_are_slow_but_right(lab: FaultLab) -> None:
     with Scenario(lab) as scenario:
         for name in lab.members:
-            lab.network.narrow(name, 64 * 1024)
+            lab.network.narrow(name, 128 * 1024)
         scenario.goes_on(times=1, within_s=90.0)
         lab.heal()
         lab.require_healthy()

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import io
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from skyward_etcd.pool.output import redirect_output
 from skyward_etcd.pool.runtime import instance_info, shard, silent, stdout
 from skyward_etcd.pool.session import Session
 from skyward_etcd.pool.spec import Image, Options, Worker
+from tests.conftest import started_by
 
 EXECUTORS: tuple[Literal["thread", "process"], ...] = ("thread", "process")
 
@@ -858,3 +860,37 @@ def test_ctrl_c_ends_the_pool_and_shows_a_keyboard_interrupt(tmp_path: Path) -> 
         assert driver.wait(15) != 0
         assert "KeyboardInterrupt" in driver.stderr.read()
         assert psutil.wait_procs(children, timeout=5)[1] == []
+
+
+AT_WORK = """
+    from skyward_etcd.pool.compute import Compute
+    from skyward_etcd.pool.function import function
+
+    @function
+    def one():
+        return 1
+
+    while True:
+        with Compute(nodes=3) as pool:
+            for _ in range(5):
+                assert list(one() @ pool) == [1, 1, 1]
+                pool.counter("c").increment()
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ctrl_c_at_any_moment_ends_the_pool(tmp_path: Path, seed: int) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(AT_WORK))
+    mark = f"CTRL_C_TEST={tmp_path}"
+    environment = {**os.environ, "CTRL_C_TEST": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True, env=environment) as driver:
+        time.sleep(random.Random(seed).uniform(0.5, 4.0))
+        driver.send_signal(signal.SIGINT)
+        try:
+            _, complaints = driver.communicate(timeout=15)
+        finally:
+            driver.kill()
+    assert driver.returncode == -signal.SIGINT, complaints
+    assert complaints.rstrip().endswith("KeyboardInterrupt"), complaints
+    until(lambda: not started_by(mark), timeout=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import signal
 import threading
 import time
@@ -561,3 +562,53 @@ async def test_a_program_ends_quietly_and_leaves_nothing(solo: Connection, scrip
     assert time.monotonic() - began < 3
     assert keys_under(solo._session(), "sessions/") == [f"sessions/{solo._session().id}"]
     assert [key for key in stored(solo) if not key.startswith(("counter/", "barrier/b/gate"))] == []
+
+
+AT_WORK = """
+    import itertools
+    with sky.connect() as conn:
+        print("ready", flush=True)
+        for number in itertools.count():
+            sky.dict("d", consistency="strong")["k"] = number
+            with sky.lock("l"):
+                sky.counter("c").increment()
+            sky.queue("q").put(number)
+            sky.queue("q").get(timeout=5)
+            sky.queue("jobs").put(number)
+            with sky.queue("jobs").claim():
+                sky.set("s").add(number)
+            sky.barrier("b", n=1).wait()
+"""
+IN_A_LOOP = """
+    import itertools
+    async def main():
+        print("ready", flush=True)
+        for number in itertools.count():
+            async with sky.lock("l"):
+                await sky.counter("c").increment_async()
+            await sky.queue("q").put_async(number)
+            await sky.queue("q").get_async(timeout=5)
+            await sky.queue("jobs").put_async(number)
+            async with await sky.queue("jobs").claim_async():
+                await sky.set("s").add_async(number)
+    with sky.connect() as conn:
+        asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("work", [AT_WORK, IN_A_LOOP], ids=["blocking", "asyncio"])
+@pytest.mark.parametrize("seed", range(4))
+async def test_ctrl_c_at_any_moment_ends_a_program_and_leaves_nothing(
+    solo: Connection, scripts: Scripts, work: str, seed: int
+) -> None:
+    program = scripts.start(solo, work)
+    assert next_line(program) == "ready"
+    await asyncio.sleep(random.Random(seed).uniform(0.0, 0.3))
+    program.send_signal(signal.SIGINT)
+    out, complaints = program.communicate(timeout=10)
+    assert program.returncode == -signal.SIGINT, out
+    assert complaints.rstrip().endswith("KeyboardInterrupt"), complaints
+    assert complaints.count("Traceback") == complaints.count("During handling") + 1, complaints
+    assert keys_under(solo._session(), "sessions/") == [f"sessions/{solo._session().id}"]
+    held = [key for key in stored(solo) if key.startswith(("lock/", "queue/jobs/claims/"))]
+    assert not held
