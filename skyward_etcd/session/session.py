@@ -104,7 +104,7 @@ class Session:
         """The thread that ends the interpreter, and with it this session."""
         self.wire = Wire(self.endpoints, tls=self._tls, login=self._login)
         # Streams have connections of their own: a large reply must not hold up a renewal or an event.
-        self._streams = Wire(self.endpoints, tls=self._tls, login=self._login)
+        self._streams = self.wire.beside()
         self._keeper = Keeper(
             self._streams, self.layout, ttl_s=self.limits.ttl_s, call_s=self.limits.call_s, node=self.node
         )

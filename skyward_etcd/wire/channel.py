@@ -14,6 +14,7 @@ from typing import Protocol
 from skyward_etcd.wire.address import Address, Tls
 from skyward_etcd.wire.http2 import header_block
 from skyward_etcd.wire.loops import LoopChannel
+from skyward_etcd.wire.methods import HEALTH
 from skyward_etcd.wire.sockets import Pool
 from skyward_etcd.wire.status import CallFailed, Status
 
@@ -108,7 +109,8 @@ class SocketChannel:
 
     def stream(self, path: str, *, timeout_s: float, metadata: Metadata = ()) -> RawStream:
         """Open a two-way stream on a connection of its own."""
-        return self._pool.stream(self._block(path, metadata), timeout_s=timeout_s)
+        question = self._block(HEALTH, metadata)
+        return self._pool.stream(self._block(path, metadata), question, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Fail what is under way and end the connections, of every event loop too."""
@@ -144,7 +146,7 @@ class SocketChannel:
                 channel.forget()
                 self._loops.pop(loop, None)
         loop = asyncio.get_running_loop()
-        channel = self._loops[loop] = LoopChannel(self._address, self._tls)
+        channel = self._loops[loop] = LoopChannel(self._address, self._tls, self._block(HEALTH, ()))
         if self._is_closed:  # since: whoever closed may not have seen it
             del self._loops[loop]
             raise CallFailed(Status.CANCELLED, "closed", maybe_applied=False)

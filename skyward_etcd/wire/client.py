@@ -38,6 +38,17 @@ class Login:
     password: str = field(repr=False)
 
 
+class _Members:
+    """The endpoints, the preferred one first."""
+
+    __slots__ = ("lock", "order")
+
+    def __init__(self, order: tuple[str, ...]) -> None:
+        self.order = order
+        """Replaced as a whole, so that a call needs no lock to read it."""
+        self.lock = threading.Lock()
+
+
 class Wire:
     """Channels to the members of one cluster, for threads and for tasks.
 
@@ -57,8 +68,7 @@ class Wire:
         self._login = login
         self._token: Metadata = ()
         self._transport = transport or config.transport()
-        self._order = self._checked(endpoints)
-        """The endpoints, the preferred one first: one attribute, so that a call needs no lock to read it."""
+        self._members = _Members(self._checked(endpoints))
         self._lock = threading.Lock()
         self._signing_on = threading.Lock()
         self._signing_on_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
@@ -70,12 +80,21 @@ class Wire:
     @property
     def endpoints(self) -> tuple[str, ...]:
         """All members that calls may go to, the one that they go to now first."""
-        return self._order
+        return self._members.order
 
     @property
     def endpoint(self) -> str:
         """The member that calls go to now."""
-        return self._order[0]
+        return self._members.order[0]
+
+    def beside(self) -> Wire:
+        """Return another to the same members, with connections of its own.
+
+        They prefer the same one: who finds a member gone, or without a leader, spares the other's calls the time.
+        """
+        other = Wire(self.endpoints, tls=self._tls, login=self._login, transport=self._transport)
+        other._members = self._members
+        return other
 
     def call(self, method: Method[Any, Reply], request: Any, *, timeout_s: float) -> Reply:
         """Make one attempt and return the reply.
@@ -84,7 +103,7 @@ class Wire:
             Unavailable: no answer; the next call goes to the next endpoint.
             EtcdError: etcd refused.
         """
-        endpoint = self._order[0]
+        endpoint = self._members.order[0]
         channel = self._channels.get(endpoint) or self._open(endpoint)
         token = self._token
         try:
@@ -97,7 +116,7 @@ class Wire:
 
     async def call_async(self, method: Method[Any, Reply], request: Any, *, timeout_s: float) -> Reply:
         """`call`, without blocking the event loop."""
-        endpoint = self._order[0]
+        endpoint = self._members.order[0]
         channel = self._channels.get(endpoint) or self._open(endpoint)
         token = self._token
         try:
@@ -117,7 +136,7 @@ class Wire:
         Raises:
             Unavailable: no connection; the next call goes to the next endpoint.
         """
-        endpoint = self._order[0]
+        endpoint = self._members.order[0]
         channel = self._channels.get(endpoint) or self._open(endpoint)
         token: Metadata = ()
         try:
@@ -137,9 +156,10 @@ class Wire:
 
     def switch(self, endpoint: str) -> None:
         """Send the next calls elsewhere, if they still go to ``endpoint``."""
-        with self._lock:
-            if self._order[0] == endpoint:
-                self._order = (*self._order[1:], endpoint)
+        members = self._members
+        with members.lock:
+            if members.order[0] == endpoint:
+                members.order = (*members.order[1:], endpoint)
 
     def follow(self, endpoints: Sequence[str]) -> None:
         """Send the next calls to these members, the first of them while it answers: the cluster has changed.
@@ -147,8 +167,9 @@ class Wire:
         Calls that are under way at a member that is no longer named fail, as when it dies.
         """
         order = self._checked(endpoints)
+        with self._members.lock:
+            self._members.order = order
         with self._lock:
-            self._order = order
             left = [self._channels.pop(each) for each in set(self._channels).difference(order)]
         for channel in left:
             channel.close()
@@ -169,6 +190,7 @@ class Wire:
     def after_fork(self) -> None:
         """Open new channels from now on: the parent's are the parent's."""
         self._lock = threading.Lock()
+        self._members.lock = threading.Lock()
         self._signing_on = threading.Lock()
         self._signing_on_loops.clear()
         for channel in self._channels.values():

@@ -161,7 +161,6 @@ class Http2:
         self._decoder.max_allowed_table_size = 0
         self.is_going = False
         """Whether the server takes no new calls on this connection, or its numbers are used up."""
-        self.ping_is_out = False
         settings = ((_HEADER_TABLE_SIZE, 0), (_ENABLE_PUSH, 0), (_INITIAL_WINDOW_SIZE, _MOST))
         self._frame(_SETTINGS, 0, 0, b"".join(_SETTING.pack(*setting) for setting in settings))
         self._frame(_WINDOW_UPDATE, 0, 0, _NUMBER.pack(_MOST - _DEFAULT_WINDOW))
@@ -210,11 +209,6 @@ class Http2:
         if not exchange.ended:
             exchange.end(Status.CANCELLED, "cancelled")
         self._go_on()
-
-    def ping(self) -> None:
-        """Ask the server whether it is there: ``ping_is_out`` until it has answered."""
-        self.ping_is_out = True
-        self._frame(_PING, 0, 0, b"is it up")
 
     def explain(self, why: str) -> str:
         """Add to the reason of a loss what it may mean."""
@@ -339,9 +333,7 @@ class Http2:
         self._go_on()
 
     def _on_ping(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002
-        if flags & _ACK:
-            self.ping_is_out = False
-        else:
+        if not flags & _ACK:
             self._frame(_PING, _ACK, 0, payload)
 
     def _on_settings(self, flags: int, stream: int, payload: bytes) -> None:  # noqa: ARG002

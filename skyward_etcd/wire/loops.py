@@ -1,4 +1,8 @@
-"""Calls of an event loop's tasks to one endpoint: all on one connection, any number at a time."""
+"""Calls of an event loop's tasks to one endpoint: all on one connection, any number at a time.
+
+While calls wait, a server that is silent is asked whether it is there, and left if it does not answer: so the next call
+does not wait on a connection that leads nowhere.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import time
 
 from skyward_etcd.wire.address import Address, Place, Tls, shared_out, unconnected
 from skyward_etcd.wire.http2 import Exchange, Http2, ProtocolError
-from skyward_etcd.wire.sockets import IDLE_S, PING_S, READ, answer_of, read_now
+from skyward_etcd.wire.sockets import ANSWER_S, IDLE_S, READ, answer_of, read_now
 from skyward_etcd.wire.status import CallFailed, Status
 
 __all__ = ["LoopChannel"]
@@ -20,9 +24,10 @@ __all__ = ["LoopChannel"]
 class LoopChannel:
     """The connection of one event loop to one endpoint, made when it is needed, and made again when it is lost."""
 
-    def __init__(self, address: Address, tls: Tls | None) -> None:
+    def __init__(self, address: Address, tls: Tls | None, question: bytes) -> None:
         self._address = address
         self._tls = tls
+        self._question = question
         self._loop = asyncio.get_running_loop()
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
@@ -60,7 +65,7 @@ class LoopChannel:
         """Return the connection that all tasks wait for together; one that is cancelled leaves it to the rest."""
         task = self._connecting
         if task is None or task.done():
-            task = self._connecting = self._loop.create_task(self._connect(max(timeout_s, PING_S)))
+            task = self._connecting = self._loop.create_task(self._connect(max(timeout_s, ANSWER_S)))
             task.add_done_callback(_take_note)
         await asyncio.wait((task,), timeout=timeout_s)
         if not task.done():
@@ -79,14 +84,16 @@ class LoopChannel:
             raise CallFailed(Status.DEADLINE_EXCEEDED, "no connection in time", maybe_applied=False) from None
         except OSError as error:
             raise CallFailed(Status.UNAVAILABLE, f"no connection: {error}", maybe_applied=False) from error
-        connection = self._connection = _Connection(sock, self._loop, self._all)
+        connection = self._connection = _Connection(sock, self._loop, self._all, self._question)
         return connection
 
 
 class _Connection:
     """A connection shared by the tasks of a loop."""
 
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, all_of_them: set[_Connection]) -> None:
+    def __init__(
+        self, sock: socket.socket, loop: asyncio.AbstractEventLoop, all_of_them: set[_Connection], question: bytes
+    ) -> None:
         self.http = Http2()
         self._socket = sock
         self._loop = loop
@@ -94,8 +101,13 @@ class _Connection:
         self._all.add(self)
         self._futures: dict[Exchange, asyncio.Future[None]] = {}
         self._unsent = bytearray()
+        self._question = question
+        self._asked: Exchange | None = None
+        """The question whether the server is there, until anything has come after it."""
+        self._asked_at = 0.0
+        self._looking: asyncio.TimerHandle | None = None
+        """The next look at how silent it is, while calls wait."""
         self._last_heard = 0.0
-        self._last_asked = -IDLE_S
         self._is_gathering = False
         self._is_blocked = False
         self._is_lost = False
@@ -109,6 +121,8 @@ class _Connection:
         future = self._futures[exchange] = self._loop.create_future()
         timer = self._loop.call_later(max(0.0, timeout_s), self._expire, exchange, time.monotonic())
         self._flush_soon()
+        if self._looking is None:
+            self._looking = self._loop.call_later(IDLE_S, self._look)
         try:
             await future
         except BaseException:
@@ -135,6 +149,8 @@ class _Connection:
     def forget(self) -> None:
         """Close this process's copy of the socket."""
         self._all.discard(self)
+        if self._looking is not None:
+            self._looking.cancel()
         fd = self._socket.detach()
         if fd >= 0:
             os.close(fd)
@@ -143,17 +159,36 @@ class _Connection:
         future = self._futures.get(exchange)
         if future is not None and not future.done():
             future.set_exception(CallFailed(Status.DEADLINE_EXCEEDED, "no answer in time", maybe_applied=exchange.sent))
-        now = time.monotonic()
-        if self._last_heard < began and now - self._last_asked >= IDLE_S:
-            self._last_asked = now
-            self.http.ping()
-            self._flush_soon()
-            self._loop.call_later(PING_S, self._lose_if_silent, now)
+        if self._last_heard < began:
+            self._ask()
 
-    def _lose_if_silent(self, since: float) -> None:
-        """Give the connection up if nobody is there. A short call's time alone shows nothing: others may be waiting."""
-        if self._last_heard < since:
-            self.lose("the server does not answer a ping")
+    def _look(self) -> None:
+        """Give the connection up if nobody is there. A call's time alone shows nothing: others may be waiting."""
+        self._looking = None
+        self._on_readable()  # some loops look at the clock first after a task that has kept them busy
+        if self._is_lost:
+            return
+        if self._asked is not None:
+            if self._last_heard < self._asked_at and self._asked.sent:
+                self.lose("the server does not answer")
+                return
+            self.http.cancel(self._asked)
+            self._asked = None
+        if self._futures and time.monotonic() - self._last_heard >= IDLE_S:
+            self._ask()
+        elif self._futures:
+            self._looking = self._loop.call_later(IDLE_S, self._look)
+
+    def _ask(self) -> None:
+        """Ask whether the server is there, unless it has just been asked, and look again when it had time to answer."""
+        if self._asked is not None or self.http.is_going:
+            return
+        self._asked = self.http.begin(self._question, b"", ends=True)
+        self._asked_at = time.monotonic()
+        self._flush_soon()
+        if self._looking is not None:
+            self._looking.cancel()
+        self._looking = self._loop.call_later(ANSWER_S, self._look)
 
     def _on_readable(self) -> None:
         try:

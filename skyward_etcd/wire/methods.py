@@ -57,4 +57,8 @@ HASH_KV = Method("/etcdserverpb.Maintenance/HashKV", pb.HashKVRequest, pb.HashKV
 SNAPSHOT = Method("/etcdserverpb.Maintenance/Snapshot", pb.SnapshotRequest, pb.SnapshotResponse)
 MOVE_LEADER = Method("/etcdserverpb.Maintenance/MoveLeader", pb.MoveLeaderRequest, pb.MoveLeaderResponse)
 
+HEALTH = "/grpc.health.v1.Health/Check"
+"""Says whether a server is well: the cheapest call there is, without a message, open to everybody (gRPC's own,
+``doc/health-checking.md``). Asked with ``hasleader``, a member that follows no leader answers ``UNAVAILABLE``."""
+
 AUTHENTICATE = Method("/etcdserverpb.Auth/Authenticate", pb.AuthenticateRequest, pb.AuthenticateResponse)

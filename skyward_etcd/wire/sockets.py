@@ -27,10 +27,12 @@ READ = 65_536
 _NEARLY_S = 0.05
 _MOST_IDLE = 64
 """Connections kept for the next burst of threads."""
-IDLE_S = 10.0
-"""A stream that has been silent for so long is pinged. etcd takes more than one ping in 5 s for an attack."""
-PING_S = 3.0
-"""How long the answer to a ping may take."""
+IDLE_S = 1.0
+"""A server that has been silent for so long, though somebody waits for it, is asked whether it is well."""
+ANSWER_S = 2.0
+"""How long it may be silent after that. It is lost then: cut off, stopped, or gone without a word."""
+_AGAIN_S = 0.3
+"""When a server is asked again that is not well. A member without a leader may have one in the next moment."""
 
 
 class Pool:
@@ -66,11 +68,14 @@ class Pool:
                 self.close()
         return answer_of(exchange)
 
-    def stream(self, headers: bytes, *, timeout_s: float) -> SocketStream:
-        """Open a two-way stream on a connection of its own; ``timeout_s`` bounds the opening."""
+    def stream(self, headers: bytes, question: bytes, *, timeout_s: float) -> SocketStream:
+        """Open a two-way stream on a connection of its own; ``timeout_s`` bounds the opening.
+
+        ``question`` are the headers of the call that asks whether the server is well.
+        """
         connection = self._open(timeout_s)
         try:
-            return SocketStream(connection, headers, lambda: self._discard(connection))
+            return SocketStream(connection, headers, question, lambda: self._discard(connection))
         except BaseException as error:
             self._discard(connection)
             if isinstance(error, OSError):
@@ -140,7 +145,7 @@ class _Connection:
             self._socket.settimeout(0.0)
             while (data := read_now(self._socket)) is not None:
                 self.http.receive(data)
-            self._set_timeout(PING_S)
+            self._set_timeout(ANSWER_S)
             self._socket.sendall(self.http.take())
         except (OSError, ProtocolError):
             return False
@@ -197,10 +202,20 @@ class _Connection:
 
 
 class SocketStream:
-    """A two-way stream: iterate over the messages that come on one thread; `send` and `cancel` from any."""
+    """A two-way stream: iterate over the messages that come on one thread; `send` and `cancel` from any.
 
-    def __init__(self, connection: _Connection, headers: bytes, discard: Callable[[], None]) -> None:
+    A server that is cut off, stopped, or says twice in a row that it is not well, ends it within `IDLE_S` + `ANSWER_S`.
+    It is asked by a small call beside the stream, after each second of silence. Why not by a ping of HTTP/2's, or by
+    TCP's probes? docs/decisions/0009-asking-whether-it-is-well.md.
+    """
+
+    def __init__(self, connection: _Connection, headers: bytes, question: bytes, discard: Callable[[], None]) -> None:
         self._connection = connection
+        self._question = question
+        self._asked: Exchange | None = None
+        """The question that has not been answered."""
+        self._is_in_doubt = False
+        """Whether the last answer was that the server is not well."""
         self._discard = discard
         self._http = connection.http
         self._socket = connection.streaming()
@@ -242,6 +257,7 @@ class SocketStream:
                 self._read()
                 while messages:
                     yield messages.popleft()
+                self._check()
         except (OSError, ProtocolError) as error:
             raise CallFailed(Status.UNAVAILABLE, str(error)) from error
         finally:
@@ -250,17 +266,28 @@ class SocketStream:
             raise CallFailed(self._exchange.status, self._exchange.details)
 
     def _read(self) -> None:
-        """Wait for something to come, and make sure now and then that the server is there."""
-        if not self._readable.poll((PING_S if self._http.ping_is_out else IDLE_S) * 1000):
-            if self._http.ping_is_out:
-                raise TimeoutError("the server does not answer a ping")
+        """Wait for something to come, and ask after a silence whether the server is well."""
+        silence_s = ANSWER_S if self._asked else _AGAIN_S if self._is_in_doubt else IDLE_S
+        if not self._readable.poll(silence_s * 1000):
+            if self._asked:
+                raise TimeoutError("the server does not answer")
             with self._lock:
-                self._http.ping()
+                self._asked = self._http.begin(self._question, b"", ends=True)
                 self._write()
         with self._lock:
             while (data := read_now(self._socket)) is not None:
                 self._http.receive(data)
             self._write()
+
+    def _check(self) -> None:
+        """Look at the answer, if there is one; any answer will do but the same complaint twice."""
+        if self._http.is_going and not self._exchange.ended:
+            raise ConnectionError("it is going away")  # and takes no more questions
+        if self._asked and self._asked.ended:
+            was_in_doubt, self._is_in_doubt = self._is_in_doubt, self._asked.status is Status.UNAVAILABLE
+            if was_in_doubt and self._is_in_doubt:
+                raise ConnectionError(self._asked.details)
+            self._asked = None
 
     def _write(self) -> None:
         out = memoryview(self._http.take())
@@ -268,7 +295,7 @@ class SocketStream:
             try:
                 out = out[self._socket.send(out) :]
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                if not self._writable.poll(PING_S * 1000):
+                if not self._writable.poll(ANSWER_S * 1000):
                     raise TimeoutError("the server does not read") from None
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from skyward_etcd.testing.faults import FaultLab
 from tests.faults.client import LIMITS
-from tests.faults.load import KINDS
-from tests.faults.scenario import ALONE, AT_ONCE, Scenario
+from tests.faults.scenario import ALONE, Scenario
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -32,7 +31,7 @@ def test_the_leader_is_paused_beyond_the_election(lab: FaultLab) -> None:
         others = [name for name in lab.members if name != old]
         lab.pause(old)
         new = lab.leader(among=others)
-        scenario.goes_on(kinds=AT_ONCE)
+        scenario.goes_on()
         lab.resume(old)
         assert new != old
         lab.require_healthy()
@@ -61,8 +60,7 @@ def test_a_member_is_cut_off(lab: FaultLab, leads: bool) -> None:  # noqa: FBT00
     with Scenario(lab) as scenario:
         victim = lab.leader() if leads else lab.follower()
         lab.cut_off(victim)
-        # A waiter whose watch was there hears of its turn only when the silence has been noticed, some 10 s later.
-        scenario.goes_on(kinds=KINDS if leads else AT_ONCE)
+        scenario.goes_on()
         lab.heal()
         lab.require_healthy()
         scenario.goes_on()

@@ -24,7 +24,8 @@ from skyward_etcd.errors import Unavailable
 from skyward_etcd.session.session import Session
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire import methods
-from skyward_etcd.wire.client import Wire
+from skyward_etcd.wire.client import Stream, Wire
+from skyward_etcd.wire.sockets import SocketStream
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -270,6 +271,13 @@ def watchers(connection: Connection) -> int:
     watches = list(session.hub._watches._watches.values())
     ends = sum(len(watch.watchers) for watch in watches if watch.key == session.layout.sessions)
     return sum(len(watch.watchers) for watch in watches) - ends or ends
+
+
+def questions(stream: Stream) -> int:
+    """Return how often the stream has asked whether its server is well: each takes a number, of those that are odd."""
+    raw = stream._raw
+    assert isinstance(raw, SocketStream)
+    return raw._http._next_id // 2 - 1
 
 
 def revoke_lease(connection: Connection) -> str:

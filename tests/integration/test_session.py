@@ -24,12 +24,13 @@ from skyward_etcd.session.session import Session
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire import methods
 from skyward_etcd.wire.client import Wire
-from tests.integration.conftest import Opener, any_usable
+from tests.integration.conftest import BINARIES, Clusters, Opener, any_usable
 from tests.integration.helpers import (
     Calls,
     Scripts,
     keys_under,
     next_line,
+    questions,
     revoke_lease,
     said,
     stored,
@@ -353,6 +354,24 @@ def leader_of(cluster: LocalCluster) -> Member:
         if status.leader == status.header.member_id:
             return member
     raise AssertionError("no member leads")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+async def test_a_session_that_waits_for_long_keeps_its_stream_and_asks_once_a_second(
+    clusters: Clusters, opened: Opener, calls: Calls
+) -> None:
+    """Of a client that it takes for too talkative, etcd ends the connection."""
+    everywhere = [opened(clusters.get(label, 3).endpoints) for label in BINARIES]
+    waiting = [asyncio.create_task(_await(calls(sky.queue("q")).get(timeout=60))) for sky in everywhere]
+    await until(lambda: all(watchers(sky) and _is_live(sky) for sky in everywhere))
+    streams = [sky._session().hub._stream for sky in everywhere]
+    await asyncio.sleep(30)
+    assert [sky._session().hub._stream for sky in everywhere] == streams
+    assert all(stream is not None and 20 <= questions(stream) <= 30 for stream in streams)
+    for sky in everywhere:
+        await sky.queue("q").put_async("late")
+    assert await asyncio.gather(*waiting) == ["late"] * len(everywhere)
 
 
 # ---- nobody answers

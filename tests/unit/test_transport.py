@@ -24,6 +24,7 @@ from skyward_etcd.wire.channel import SocketChannel, open_channel
 from skyward_etcd.wire.client import Login, Wire
 from skyward_etcd.wire.http2 import Http2, header_block
 from skyward_etcd.wire.status import CallFailed, Status
+from tests.integration.helpers import until
 
 PATH = "/service/Echo"
 HEADERS = header_block(PATH, "localhost:1", "http")
@@ -42,7 +43,10 @@ class Peer:
         self.accepted = 0
         self.silent: set[int] = set()
         self.holds_back = threading.Event()
-        """While it is set, calls are not answered, though pings are."""
+        """While it is set, calls are not answered, but those that ask whether it is well."""
+        self.complaints: list[str] = []
+        """What it says to the next of those: that it is well where it is empty, and when none is left."""
+        self.questions = 0
         self.arrived = threading.Semaphore(0)
         """Released for each request that has come whole."""
         self._sockets: list[socket.socket] = []
@@ -86,14 +90,7 @@ class Peer:
                 if data == b"":
                     break
                 for event in server.receive_data(data or b""):
-                    if isinstance(event, h2.events.DataReceived):
-                        bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
-                        server.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                    elif isinstance(event, h2.events.StreamEnded):
-                        complete.append(event.stream_id)
-                        self.arrived.release()
-                    elif isinstance(event, h2.events.StreamReset) and event.stream_id in complete:
-                        complete.remove(event.stream_id)
+                    self._take(event, server, bodies, complete)
                 while complete and not self.holds_back.is_set():
                     stream = complete.pop()
                     server.send_headers(stream, [(":status", "200")])
@@ -101,6 +98,32 @@ class Peer:
                     server.send_headers(stream, [("grpc-status", "0")], end_stream=True)
                 if number not in self.silent:
                     connection.sendall(server.data_to_send())
+
+    def _take(
+        self, event: object, server: h2.connection.H2Connection, bodies: dict[int, bytes], complete: list[int]
+    ) -> None:
+        match event:
+            case h2.events.RequestReceived() if methods.HEALTH in [str(value) for _, value in event.headers]:
+                self._say_how_it_is(server, event.stream_id)
+            case h2.events.RequestReceived():
+                bodies[event.stream_id] = b""
+            case h2.events.DataReceived():
+                server.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if event.stream_id in bodies:
+                    bodies[event.stream_id] += event.data
+            case h2.events.StreamEnded() if event.stream_id in bodies:
+                complete.append(event.stream_id)
+                self.arrived.release()
+            case h2.events.StreamReset() if event.stream_id in complete:
+                complete.remove(event.stream_id)
+            case _:
+                pass
+
+    def _say_how_it_is(self, server: h2.connection.H2Connection, stream: int) -> None:
+        self.questions += 1
+        complaint = self.complaints.pop(0) if self.complaints else ""
+        status = [("grpc-status", "14"), ("grpc-message", complaint)] if complaint else [("grpc-status", "0")]
+        server.send_headers(stream, [(":status", "200"), *status], end_stream=True)
 
 
 @pytest.fixture
@@ -146,16 +169,43 @@ async def test_the_short_time_of_one_call_costs_no_other_its_answer(peer: Peer, 
     assert peer.accepted == 1
 
 
-async def test_a_shared_connection_that_answers_no_ping_is_left(
+async def test_a_shared_connection_is_kept_while_the_server_says_that_it_is_there(
     peer: Peer, channel: SocketChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loops, "PING_S", 0.2)
+    monkeypatch.setattr(loops, "IDLE_S", 0.02)
+    monkeypatch.setattr(loops, "ANSWER_S", 0.1)
+    peer.holds_back.set()
+    patient = asyncio.create_task(channel.call_async(PATH, b"patient", timeout_s=20))
+    await until(lambda: peer.questions >= 3)
+    peer.holds_back.clear()
+    assert await patient == b"patient"
+    assert peer.accepted == 1
+
+
+async def test_a_shared_connection_that_falls_silent_under_a_call_is_left(
+    peer: Peer, channel: SocketChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "IDLE_S", 0.1)
+    monkeypatch.setattr(loops, "ANSWER_S", 0.2)
+    assert await channel.call_async(PATH, b"first", timeout_s=5) == b"first"
+    peer.silent.add(0)
+    with pytest.raises(CallFailed, match="does not answer") as caught:
+        await channel.call_async(PATH, b"x", timeout_s=20)
+    assert caught.value.maybe_applied
+    assert await channel.call_async(PATH, b"y", timeout_s=20) == b"y"
+    assert peer.accepted == 2
+
+
+async def test_a_shared_connection_that_falls_silent_under_calls_in_a_hurry_is_left(
+    peer: Peer, channel: SocketChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "ANSWER_S", 0.2)
     assert await channel.call_async(PATH, b"first", timeout_s=5) == b"first"
     peer.holds_back.set()
     peer.silent.add(0)
     with pytest.raises(CallFailed, match="no answer in time"):
         await channel.call_async(PATH, b"x", timeout_s=0.05)
-    with pytest.raises(CallFailed, match="ping") as caught:
+    with pytest.raises(CallFailed, match="does not answer") as caught:
         await channel.call_async(PATH, b"y", timeout_s=20)
     assert caught.value.maybe_applied
     peer.holds_back.clear()
@@ -286,7 +336,73 @@ async def test_a_write_whose_user_could_not_sign_on_was_not_applied(peer: Peer, 
     wire.close()
 
 
+def test_what_is_learnt_of_a_member_goes_for_the_connections_beside_it_too() -> None:
+    wire = Wire(["a:1", "b:1"])
+    beside = wire.beside()
+    beside.switch("a:1")
+    assert wire.endpoint == "b:1"
+    wire.follow(["c:1", "d:1"])
+    wire.switch("c:1")
+    assert beside.endpoints == ("d:1", "c:1")
+
+
 # ---- streams
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask servers after milliseconds of silence."""
+    monkeypatch.setattr(sockets, "IDLE_S", 0.02)
+    monkeypatch.setattr(sockets, "_AGAIN_S", 0.02)
+    monkeypatch.setattr(sockets, "ANSWER_S", 1.0)
+
+
+@pytest.mark.parametrize("complaints", [[], ["no leader"], ["no leader", "", "no leader"]])
+async def test_a_stream_lasts_while_the_server_says_that_it_is_well(
+    peer: Peer, channel: SocketChannel, quick: None, complaints: list[str]
+) -> None:
+    """One complaint is none: in an election, every member is without a leader for a moment."""
+    peer.complaints += complaints
+    stream = channel.stream(PATH, timeout_s=5)
+    reading = asyncio.create_task(asyncio.to_thread(list, stream))
+    await until(lambda: peer.questions > len(complaints) + 2)
+    assert not reading.done()
+    stream.cancel()
+    with pytest.raises(CallFailed):
+        await reading
+    assert peer.accepted == 1
+
+
+def test_a_stream_ends_when_the_server_says_twice_that_it_is_not_well(
+    peer: Peer, channel: SocketChannel, quick: None
+) -> None:
+    peer.complaints += ["etcdserver: no leader"] * 2
+    with pytest.raises(CallFailed, match="no leader"):
+        list(channel.stream(PATH, timeout_s=5))
+    assert peer.questions == 2
+
+
+def test_a_stream_ends_when_the_server_falls_silent(
+    peer: Peer, channel: SocketChannel, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "ANSWER_S", 0.2)
+    peer.silent.add(0)
+    with pytest.raises(CallFailed, match="does not answer"):
+        list(channel.stream(PATH, timeout_s=5))
+
+
+def test_a_stream_of_a_server_that_is_going_away_ends_with_what_it_had_to_say(quick: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        channel = open_channel(f"127.0.0.1:{listener.getsockname()[1]}", None, transport="sockets")
+        messages = iter(channel.stream(PATH, timeout_s=5))
+        theirs, _ = listener.accept()
+        with theirs:
+            said = frame(1, 0x4, 1, b"\x88") + frame(0, 0, 1, struct.pack(">BI", 0, 1) + b"x")
+            theirs.sendall(frame(4, 0, 0, b"") + said + frame(7, 0, 0, struct.pack(">II", (1 << 31) - 1, 0)))
+            assert next(messages) == b"x"
+            with pytest.raises(CallFailed, match="going away"):
+                next(messages)
+        channel.close()
 
 
 def test_a_stream_is_refused_like_a_call_when_the_connection_breaks_at_once(
@@ -307,7 +423,7 @@ def test_a_stream_is_refused_like_a_call_when_the_connection_breaks_at_once(
 
 
 def test_nothing_follows_half_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "PING_S", 0.2)
+    monkeypatch.setattr(sockets, "ANSWER_S", 0.2)
     monkeypatch.setattr(sockets, "IDLE_S", 600)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         channel = open_channel(f"127.0.0.1:{listener.getsockname()[1]}", None, transport="sockets")
