@@ -37,6 +37,7 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     # Finds half-open connections under a watch. etcd takes pings more often than each 5 s for an attack.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),  # what counts in later releases, which else wait for a minute
 )
 
 # gRPC's words for a connection that was never made (grpc/src/core, pick_first and subchannel):

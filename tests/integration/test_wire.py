@@ -361,6 +361,26 @@ async def test_a_silent_server_is_found_by_asking(
     ours.close()
 
 
+@pytest.mark.slow
+async def test_grpcio_finds_a_silent_server_too_within_the_time_that_it_promises(
+    server: Callable[..., Server],
+) -> None:
+    frozen = server()
+    ours = Wire([frozen.endpoint], transport="grpcio")
+    await frozen.ready(ours)
+    stream = ours.stream(methods.WATCH)
+    stream.send(pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"wire/k")))
+    responses = iter(stream)
+    assert next(responses).created
+    waiting = asyncio.ensure_future(asyncio.to_thread(next, responses))
+    await frozen.freeze()
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match=r"ping timeout|keepalive"):
+        await waiting
+    assert time.monotonic() - began < 14
+    ours.close()
+
+
 # ---- TLS, sockets of the file system
 
 
