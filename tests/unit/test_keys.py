@@ -141,8 +141,8 @@ numbers = st.one_of(
     st.fractions(-3, 3, max_denominator=4),
     st.complex_numbers(allow_nan=False),
     st.builds(complex, st.integers(-1, 1), st.integers(-1, 1)),
-    st.integers(-3, 3).map(np.int16),
 )
+"""Without numpy's: a Decimal refuses to be compared with them, and so does a dict that has both."""
 texts = st.text(st.characters(), max_size=4) | st.text("\ud83d\ude00a\x7f\n", max_size=4)  # with lone surrogates
 offsets = st.sampled_from([UTC, timezone(timedelta(hours=1)), ZoneInfo("Asia/Tokyo"), timezone(timedelta(seconds=-1))])
 moments = st.one_of(
