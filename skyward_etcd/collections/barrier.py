@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
-from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound, OutcomeUnknown, Unavailable
+from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound, OutcomeUnknown
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import range_, txn_repeatable
+from skyward_etcd.ops.attempt import not_done, range_, txn_repeatable
 from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
@@ -154,7 +154,7 @@ class Barrier(Collection):
             except LeaseNotFound:
                 continue
             except OutcomeUnknown as error:  # of our arrival, which breaks the generation if it is there
-                raise Unavailable(f"{self._what}: could not be waited for: {error}") from error
+                raise not_done(f"{self._what}: could not be waited for", error) from error
             except BaseException:  # we may have arrived
                 self._session.notes[self._left_key] = gate
                 raise

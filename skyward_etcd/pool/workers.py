@@ -15,12 +15,14 @@ from skyward_etcd.pool.failure import capture
 from skyward_etcd.pool.link import Link, environment
 from skyward_etcd.pool.protocol import (
     Follow,
+    Lose,
     NodeConfig,
     Raised,
     Ready,
     RemoteFailure,
     Returned,
     Run,
+    StartOver,
     Stop,
     Unready,
 )
@@ -58,10 +60,16 @@ class ProcessExecutor:
             else:
                 worker.pass_on(message)
 
-    def follow(self, message: Follow) -> None:
-        """Tell all workers, those to come too, where the cluster's members are now."""
+    def pass_on(self, message: Follow | Lose | StartOver) -> None:
+        """Tell all workers, those to come too, what has become of the cluster."""
         with self._guard:
-            self._config = replace(self._config, endpoints=message.endpoints)
+            match message:
+                case Lose(reason=reason):
+                    self._config = replace(self._config, lost=reason)
+                case Follow(endpoints=endpoints):
+                    self._config = replace(self._config, endpoints=endpoints)
+                case StartOver(endpoints=endpoints):
+                    self._config = replace(self._config, endpoints=endpoints, lost="")
             for worker in self._workers:
                 worker.pass_on(message)
 
