@@ -253,7 +253,6 @@ class Fleet:
             etcd=self._members.etcd if self._members and member else None,
             member=member,
             start_s=self._blueprint.start_s,
-            lost=self.lost,
         )
         handle = NodeHandle(
             config, on_free=self._dispatcher.assign, on_lost=self._lost, on_member_lost=self._member_lost
@@ -295,10 +294,7 @@ class Fleet:
             with self._guard:
                 handles = list(self._handles.values())
             for handle in handles:
-                if handle.ready.done():
-                    handle.lose(self.lost)
-                else:  # it waits for the cluster, and would for long: the next attempt knows better
-                    handle.kill()
+                handle.lose(self.lost)
             self._on_lost(self.lost)
 
     def _tell_endpoints(self) -> None:
@@ -364,14 +360,9 @@ class Fleet:
     def _catch_up(self, handle: NodeHandle) -> None:
         """Tell a node what has become of the cluster while it was starting."""
         with self._turning:
-            if not self._members:
-                return
+            self._tell(handle)
             if self.lost:
                 handle.lose(self.lost)
-            elif handle.began_lost:
-                handle.start_over(self._members.endpoints(handle.index), "the cluster was recovered")
-            else:
-                self._tell(handle)
 
 
 def _durable_plan(members: int, directory: Path) -> list[MemberSpec]:

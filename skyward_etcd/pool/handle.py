@@ -124,11 +124,6 @@ class NodeHandle:
         return self.ready.done() and self.ready.exception() is None
 
     @property
-    def began_lost(self) -> bool:
-        """Whether it was started without a cluster, as that was lost."""
-        return bool(self._config.lost)
-
-    @property
     def free(self) -> bool:
         """Whether it takes another call now."""
         return self.ready.done() and not self._leaving and len(self._running) < self._config.worker.concurrency

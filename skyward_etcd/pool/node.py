@@ -210,10 +210,7 @@ def _join(config: NodeConfig) -> Any:
     from skyward_etcd.session.session import Session
 
     session = Session(config.endpoints, namespace=config.namespace, secret=config.secret, node=config.name)
-    if config.lost:
-        session.lose(config.lost)
-    else:
-        session.open()
+    session.join()  # without waiting: should the cluster be lost in this moment, we have to hear it
     active.install(session)
     return session
 

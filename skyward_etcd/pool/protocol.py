@@ -88,8 +88,6 @@ class NodeConfig:
     """``PYTHONPATH`` as the user set it; ours, which finds this package, is not for programs that functions start."""
     endpoints: tuple[str, ...] = ()
     """The cluster's members; none in a pool without a cluster."""
-    lost: str = ""
-    """Why the cluster is lost, if it is; `StartOver` tells of the next one."""
     namespace: str = "default"
     secret: bytes = field(default=b"", repr=False)
     etcd: Etcd | None = None

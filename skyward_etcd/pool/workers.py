@@ -37,6 +37,8 @@ class ProcessExecutor:
     def __init__(self, send: Callable[[object], None], config: NodeConfig) -> None:
         self._send = send
         self._config = config
+        self.lost: Lose | None = None
+        """What a worker that starts now has to be told of the cluster."""
         self._guard = threading.RLock()
         self._workers = [_WorkerProcess(self, number) for number in range(config.worker.concurrency)]
         for worker in self._workers:
@@ -64,12 +66,12 @@ class ProcessExecutor:
         """Tell all workers, those to come too, what has become of the cluster."""
         with self._guard:
             match message:
-                case Lose(reason=reason):
-                    self._config = replace(self._config, lost=reason)
+                case Lose():
+                    self.lost = message
                 case Follow(endpoints=endpoints):
                     self._config = replace(self._config, endpoints=endpoints)
                 case StartOver(endpoints=endpoints):
-                    self._config = replace(self._config, endpoints=endpoints, lost="")
+                    self._config, self.lost = replace(self._config, endpoints=endpoints), None
             for worker in self._workers:
                 worker.pass_on(message)
 
@@ -153,6 +155,8 @@ class _WorkerProcess:
 
         link = Link(f"worker {self.number}", config, env=env, on_message=on_message, on_end=on_end)
         self.link = link
+        if self._owner.lost:
+            link.put(self._owner.lost)
         ready.set()
 
     def take(self, run: Run) -> None:

@@ -52,15 +52,17 @@ class Era:
             return error
         return QuorumLost(self.reason, maybe_applied=isinstance(error, Unavailable) and error.maybe_applied)
 
-    def end(self, reason: str) -> None:
-        """End it, and with it all that is under way, without waiting for anybody. Only the first reason counts."""
+    def condemn(self, reason: str) -> None:
+        """Send nothing from here on, and believe no answer. Only the first reason counts."""
         with self._lock:
-            if self.reason:
-                return
-            self.reason = reason
+            self.reason = self.reason or reason
+
+    def end(self, reason: str) -> None:
+        """End all that is under way, without waiting for anybody. May be called twice."""
+        self.condemn(reason)
         self.ended.set()
         self._janitor.abandon()
-        self._keeper.abandon(QuorumLost(reason, maybe_applied=False))
+        self._keeper.abandon(QuorumLost(self.reason, maybe_applied=False))
         self.wire.close()
         self._streams.close()
         self.hub.abandon()

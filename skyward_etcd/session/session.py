@@ -115,6 +115,9 @@ class Session:
         def on_reply(cluster_id: int) -> None:  # the era's own, whichever this session has by then
             self.heard_of(era, cluster_id)
 
+        def clean_up(operation: Operation[None]) -> None:
+            runner.run(self, operation, era)
+
         self._keeper = Keeper(
             self._streams,
             self.layout,
@@ -124,7 +127,7 @@ class Session:
             on_reply=on_reply,
         )
         self.hub = WatchHub(self._streams, self, on_reply=on_reply)
-        self._janitor = Janitor(lambda operation: runner.run(self, operation, era), self._give_up_identity)
+        self._janitor = Janitor(clean_up, self._give_up_identity)
         self.era = era = Era(self.wire, self._streams, self._keeper, self.hub, self._janitor)
 
     def open(self) -> Self:
@@ -166,9 +169,10 @@ class Session:
         with self._turning:
             if self.era is not ending or self._closed:
                 return
-            ending.end(reason)
+            ending.condemn(reason)  # before there is anything new that it could take for its own
             self.endpoints = tuple(endpoints)
             self._begin_era()
+        ending.end(reason)  # whoever hears that may try again at once
 
     def close(self) -> None:
         """Give back the lease and all that hangs on it, and end the threads. May be called twice."""
