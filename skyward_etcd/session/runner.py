@@ -122,7 +122,7 @@ def _perform(session: Session, era: Era, effect: Effect, ends: float) -> Any:
         era.check()
         return came
     if type(effect) is Backoff:
-        wait((era.ended,), _pause(session, effect, ends))
+        wait((era.ended,), _pause(session, era, effect, ends))
         return _paused(era, effect)
     return _at_once(session, era, effect)
 
@@ -156,7 +156,7 @@ async def _perform_async(session: Session, era: Era, effect: Effect, ends: float
         era.check()
         return came
     if type(effect) is Backoff:
-        await wait_async((era.ended,), _pause(session, effect, ends))
+        await wait_async((era.ended,), _pause(session, era, effect, ends))
         return _paused(era, effect)
     return _at_once(session, era, effect)
 
@@ -236,7 +236,8 @@ def _for_an_operation(session: Session, ends: float) -> float:
     return min(session.limits.operation_s, ends - time.monotonic())
 
 
-def _pause(session: Session, effect: Backoff, ends: float) -> float:
+def _pause(session: Session, era: Era, effect: Backoff, ends: float) -> float:
+    _paused(era, effect)
     pause = pause_before(effect.attempt)
     if time.monotonic() + pause > min(effect.since + session.limits.operation_s, ends):
         raise effect.error
