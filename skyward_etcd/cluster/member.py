@@ -50,6 +50,8 @@ class MemberSpec:
     """Write to the disk before acknowledging; without it the kernel decides, which no killed process notices."""
     listen_peer_url: str = ""
     """Where it listens for its peers, if they reach it elsewhere, through a proxy for example."""
+    alone: bool = False
+    """Begin with the data that are there as the only member of its cluster, whoever was one before."""
     restarts: bool = False
     """It may be started again from its disk, by another process too. Else the disk goes with who started it."""
 
@@ -205,6 +207,8 @@ def flags(etcd: Etcd, spec: MemberSpec) -> list[str]:
         "log-level": "warn",
         **_by_release(etcd),
     }
+    if spec.alone:
+        options["force-new-cluster"] = "true"
     if not spec.durable and etcd.version >= (3, 4, 10):
         options["unsafe-no-fsync"] = "true"
     return [f"--{name}={value}" for name, value in options.items()]

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skyward_etcd.cluster import bootstrap
 from skyward_etcd.cluster.binary import Etcd, spell
-from skyward_etcd.cluster.member import MemberSpec, data_directory, require_space
+from skyward_etcd.cluster.member import Member, MemberSpec, data_directory, require_space
 from skyward_etcd.errors import PoolError, QuorumLost, SkywardEtcdError
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.client import Wire
 from skyward_etcd.wire.methods import STATUS
 
-__all__ = ["newest", "restore", "save"]
+__all__ = ["Recovered", "newest", "recover_directory", "restore", "save"]
 
 _CALL_S = 3.0
 _SAVE_S = 300.0
@@ -69,6 +73,87 @@ def restore(etcd: Etcd, file: Path, spec: MemberSpec) -> None:
         f"--initial-cluster-token={spec.token}",
         f"--initial-advertise-peer-urls={spec.peer_url}",
     )
+
+
+# --- a durable cluster that nobody runs
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What was done to a durable cluster's directory."""
+
+    source: str
+    """The member whose data were taken."""
+    revision: int
+    left: tuple[Path, ...]
+    """The old members' directories, which were not touched."""
+
+
+def recover_directory(directory: Path, etcd: Etcd, *, make_fit: Callable[[str], None]) -> Recovered:
+    """Give a durable cluster of which most data are lost new members, with the newest data that are left.
+
+    ``make_fit`` is given the endpoint of a member that has these data, before they are taken. Until all is done, the
+    old plan is in force, and the old members' data are there; nobody else uses the directory meanwhile.
+
+    Raises:
+        QuorumLost: no member has data that can be used.
+        PoolError: most have, so that the cluster is not lost; or the directory is in use, or holds no cluster.
+    """
+    before = bootstrap.planned(directory)
+    with bootstrap.claim(directory), contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recovering-", dir=directory)))
+        alone: dict[str, Member] = {}
+        for spec in before:
+            with contextlib.suppress(PoolError):  # these data are not to be used
+                alone[spec.name] = _started_alone(etcd, spec, scratch)
+                stack.callback(alone[spec.name].kill)
+        if len(alone) > len(before) // 2:
+            have = f"{len(alone)} of its {len(before)} members have their data ({', '.join(alone)})"
+            raise PoolError(f"the cluster in {directory} is not lost: {have}. Open it as always")
+        endpoint = newest(member.spec.endpoint for member in alone.values())
+        source = next(name for name, member in alone.items() if member.spec.endpoint == endpoint)
+        make_fit(endpoint)
+        save(etcd, endpoint, scratch / "snapshot")
+        with contextlib.closing(Wire((endpoint,))) as wire:
+            revision = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).header.revision
+        after = _successors(directory, before)
+        try:
+            for spec in after:
+                restore(etcd, scratch / "snapshot", spec)
+            bootstrap.replan(directory, after)
+        except BaseException:
+            for spec in after:
+                shutil.rmtree(spec.data_dir, ignore_errors=True)
+            raise
+    return Recovered(source, revision, tuple(spec.data_dir for spec in before if spec.data_dir.exists()))
+
+
+def _started_alone(etcd: Etcd, spec: MemberSpec, scratch: Path) -> Member:
+    """Run a copy of a member, at addresses that nobody knows. It reads its log to the end, which its data file lags."""
+    copy = bootstrap.newcomer(spec.name, scratch, spec.token)
+    copy = replace(copy, initial_cluster={copy.name: copy.peer_url}, state="new", alone=True)
+    if not data_directory(spec).is_dir():
+        raise PoolError(f"etcd member {spec.name} has no data")
+    shutil.copytree(data_directory(spec), data_directory(copy))
+    member = Member(etcd, copy)
+    try:
+        member.start()
+        member.wait_ready()
+    except BaseException:
+        member.kill()
+        raise
+    return member
+
+
+def _successors(directory: Path, before: Sequence[MemberSpec]) -> list[MemberSpec]:
+    """Plan a new cluster at the same addresses, whose members have names, and so directories, that none had before."""
+    token = secrets.token_hex(8)
+    names = {spec.name: f"{spec.name.partition('-')[0]}-{token[:6]}" for spec in before}
+    cluster = {names[spec.name]: spec.peer_url for spec in before}
+    return [
+        replace(spec, name=name, data_dir=directory / name, initial_cluster=cluster, token=token)
+        for spec, name in zip(before, names.values(), strict=True)
+    ]
 
 
 def _tool(etcd: Etcd, name: str) -> Path:

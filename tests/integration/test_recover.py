@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import threading
 import time
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytest
+from click.testing import CliRunner
 
 from skyward_etcd import active
 from skyward_etcd.active import Connection
+from skyward_etcd.cli.main import main
 from skyward_etcd.cluster import binary, bootstrap, recovery
 from skyward_etcd.cluster.bootstrap import LocalCluster
 from skyward_etcd.cluster.member import Member
@@ -417,3 +420,51 @@ def test_no_session_of_before_is_left(doomed: Doomed, opened: Opener) -> None:
     assert int(name, 16) not in {lease.ID for lease in leases}
     assert int(name, 16) not in {found.lease for found in everything}
     assert not any(key.startswith((f"sessions/{name}", f"slots/{name}")) for key in keys_under(sky._session()))
+
+
+# ---- a durable cluster's directory
+
+
+def test_the_command_recovers_a_durable_cluster(tmp_path: Path, opened: Opener) -> None:
+    etcd, directory = usable("fetched"), tmp_path / "state"
+    with LocalCluster(3, etcd=etcd, durable=directory) as cluster:
+        sky = opened(cluster.endpoints, namespace="durable")
+        sky.queue("work").put("item")
+        hold, job = sky.lock("l").acquire(), sky.queue("work").claim()
+        assert "in use by another pool" in recover(directory, etcd, exit_code=1)
+        until(lambda: len({revision_of(endpoint) for endpoint in cluster.endpoints}) == 1)
+    assert "is not lost: 3 of its 3 members have their data" in recover(directory, etcd, exit_code=1)
+    shutil.rmtree(directory / "m1")
+    (directory / "m2" / "data" / "member" / "snap" / "db").write_bytes(b"no longer readable")
+    told = recover(directory, etcd)
+    assert "recovered from member m3" in told
+    assert f"no longer used, remove it when you are sure: {directory / 'm3'}" in told
+    with LocalCluster(3, etcd=etcd, durable=directory) as cluster:
+        assert hold.wait_lost(15), "the session finds another cluster at its addresses"
+        with opened(cluster.endpoints, namespace="durable") as again:
+            assert again.lock("l").acquire(timeout=5).token > hold.token
+            with again.queue("work").claim() as new:
+                assert (new.value, new.deliveries) == ("item", 2)
+                assert new.token > job.token
+    assert "is not lost" in recover(directory, etcd, exit_code=1)
+
+
+def test_the_command_says_when_nothing_is_left(tmp_path: Path) -> None:
+    etcd, directory = usable("fetched"), tmp_path / "state"
+    assert "no durable cluster" in recover(tmp_path, etcd, exit_code=1)
+    with LocalCluster(1, etcd=etcd, durable=directory):
+        pass
+    shutil.rmtree(directory / "m1")
+    assert "nothing to recover from" in recover(directory, etcd, exit_code=1)
+
+
+def revision_of(endpoint: str) -> int:
+    """Return up to which revision a member knows that all is safe."""
+    with contextlib.closing(Wire((endpoint,))) as wire:
+        return wire.call(methods.STATUS, pb.StatusRequest(), timeout_s=3).header.revision
+
+
+def recover(directory: Path, etcd: Path, *, exit_code: int = 0) -> str:
+    ran = CliRunner().invoke(main, ["recover", str(directory)], env={"SKYWARD_ETCD_BINARY": str(etcd)})
+    assert ran.exit_code == exit_code, ran.output
+    return ran.output
