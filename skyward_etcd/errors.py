@@ -85,7 +85,10 @@ class Unavailable(SkywardEtcdError, ConnectionError):
 
 
 class QuorumLost(Unavailable):
-    """The majority of the cluster's members is gone, so that nothing can be written."""
+    """The majority of the cluster's members is gone, so that nothing can be read or written.
+
+    Also raised, once, by what was under way when the cluster was recovered: another call will do.
+    """
 
 
 class EtcdError(SkywardEtcdError, RuntimeError):

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from skyward_etcd.cluster import binary, fetch
+from skyward_etcd.cluster import binary, bootstrap, fetch, recovery
 from skyward_etcd.errors import SkywardEtcdError
+from skyward_etcd.session import recovered
 
 __all__ = ["main"]
 
@@ -70,6 +71,22 @@ def fetch_command(source: str, file: Path | None, mirror: str | None, release: s
     for durable, mode in ((False, "pools"), (True, "durable clusters")):
         grade = binary.grade(etcd.version, durable=durable)
         click.echo(f"  for {mode}: {grade.verdict.value}{': ' if grade.reason else ''}{grade.reason}")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True))
+def recover(directory: Path) -> None:
+    """Recover the durable cluster in DIRECTORY, of which most members' data are lost.
+
+    The newest data that are left become those of a new cluster. What only the lost members knew is lost, acknowledged
+    or not. All locks and claims are free; fencing tokens go on growing. No pool may use the directory meanwhile.
+    """
+    etcd = binary.find(durable=True, members=len(bootstrap.planned(directory)))
+    done = recovery.recover_directory(directory, etcd, make_fit=recovered.make_fit)
+    click.echo(f"recovered from member {done.source}, which had everything up to revision {done.revision}")
+    click.echo("lost: what the lost members had acknowledged after that; what was got from queues since comes again")
+    for left in done.left:
+        click.echo(f"no longer used, remove it when you are sure: {left}")
 
 
 def _parse(release: str) -> binary.Version:

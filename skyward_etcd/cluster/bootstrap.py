@@ -24,7 +24,7 @@ from skyward_etcd.cluster.lifeline import SCRATCH
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken, require_space
 from skyward_etcd.errors import PoolError
 
-__all__ = ["LocalCluster", "claim", "free_ports", "newcomer", "plan", "start_all", "voters"]
+__all__ = ["LocalCluster", "claim", "free_ports", "newcomer", "plan", "planned", "replan", "start_all", "voters"]
 
 _PLAN = "cluster.json"
 
@@ -79,6 +79,23 @@ def newcomer(name: str, directory: Path, token: str) -> MemberSpec:
     client, peer = free_ports(2)
     urls = (f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}")
     return MemberSpec(name, directory / name, *urls, {}, token, state="existing")
+
+
+def planned(directory: Path) -> list[MemberSpec]:
+    """Return the plan of the durable cluster in a directory.
+
+    Raises:
+        PoolError: there is none.
+    """
+    kept = _load(directory)
+    if kept is None:
+        raise PoolError(f"there is no durable cluster in {directory}: it has no {_PLAN}")
+    return kept
+
+
+def replan(directory: Path, specs: Sequence[MemberSpec]) -> None:
+    """Let a durable cluster go on with these members, at once and as a whole."""
+    _save(directory, specs)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from skyward_etcd.cluster.binary import Etcd
 from skyward_etcd.cluster.process import Supervised, launch
 from skyward_etcd.errors import PoolError
 
-__all__ = ["Member", "MemberSpec", "PortTaken", "flags", "require_space"]
+__all__ = ["Member", "MemberSpec", "PortTaken", "data_directory", "flags", "require_space"]
 
 MEMBER_BYTES = 123_000_000
 """What an empty member takes: two write-ahead log segments of 64 MB, reserved at once."""
@@ -50,6 +50,8 @@ class MemberSpec:
     """Write to the disk before acknowledging; without it the kernel decides, which no killed process notices."""
     listen_peer_url: str = ""
     """Where it listens for its peers, if they reach it elsewhere, through a proxy for example."""
+    alone: bool = False
+    """Begin with the data that are there as the only member of its cluster, whoever was one before."""
     restarts: bool = False
     """It may be started again from its disk, by another process too. Else the disk goes with who started it."""
 
@@ -77,7 +79,7 @@ class Member:
             raise PoolError(f"etcd member {self.spec.name} is already running")
         directory = self.spec.data_dir
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (directory / _DATA).exists():
+        if not data_directory(self.spec).exists():
             require_space(directory, 1)
             self._await_turn()
         # A member is configured by its flags alone: etcd would take any other flag from ETCD_... variables.
@@ -175,12 +177,17 @@ class Member:
         raise PoolError(f"etcd member {self.spec.name} exited with {code}; the end of {self._log}:\n{tail}")
 
 
+def data_directory(spec: MemberSpec) -> Path:
+    """Return where etcd itself keeps a member's data; there from its first start on."""
+    return spec.data_dir / _DATA
+
+
 def flags(etcd: Etcd, spec: MemberSpec) -> list[str]:
     """Return etcd's arguments for a member, in the words of its release."""
     heartbeat_ms, election_ms = _timing(len(spec.initial_cluster))
     options = {
         "name": spec.name,
-        "data-dir": spec.data_dir / _DATA,
+        "data-dir": data_directory(spec),
         "listen-client-urls": spec.client_url,
         "advertise-client-urls": spec.client_url,
         "listen-peer-urls": spec.listen_peer_url or spec.peer_url,
@@ -200,6 +207,8 @@ def flags(etcd: Etcd, spec: MemberSpec) -> list[str]:
         "log-level": "warn",
         **_by_release(etcd),
     }
+    if spec.alone:
+        options["force-new-cluster"] = "true"
     if not spec.durable and etcd.version >= (3, 4, 10):
         options["unsafe-no-fsync"] = "true"
     return [f"--{name}={value}" for name, value in options.items()]

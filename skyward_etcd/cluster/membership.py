@@ -42,11 +42,12 @@ _PAUSE_S = 0.1
 class Membership:
     """The members of one cluster, for the one place that changes them. May be used by several threads.
 
-    ``living`` are the client endpoints of all its members, by name. Construct without I/O; `close` when done.
+    ``living`` are the client endpoints of all its members, by name; it is to have ``size`` of them, if not so many.
+    Construct without I/O; `close` when done.
     """
 
-    def __init__(self, living: Mapping[str, str], *, tls: Tls | None = None) -> None:
-        self._size = len(living)
+    def __init__(self, living: Mapping[str, str], *, size: int | None = None, tls: Tls | None = None) -> None:
+        self._size = size or len(living)
         self._living = dict(living)
         self._dead: set[str] = set()
         self._tls = tls

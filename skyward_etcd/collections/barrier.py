@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
-from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound, OutcomeUnknown, Unavailable
+from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound, OutcomeUnknown, QuorumLost, Unavailable
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import range_, txn_repeatable
+from skyward_etcd.ops.attempt import not_done, range_, txn_repeatable
 from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
@@ -115,7 +115,7 @@ class Barrier(Collection):
                 if gate is not None:
                     if isinstance(error, Unavailable):
                         error.maybe_applied = True  # the others may have passed with us
-                    self._session.notes[self._left_key] = gate
+                    self._leaves(gate, error)
                     yield Later(partial(self._break, gate))
                 raise
             finally:
@@ -154,9 +154,9 @@ class Barrier(Collection):
             except LeaseNotFound:
                 continue
             except OutcomeUnknown as error:  # of our arrival, which breaks the generation if it is there
-                raise Unavailable(f"{self._what}: could not be waited for: {error}") from error
-            except BaseException:  # we may have arrived
-                self._session.notes[self._left_key] = gate
+                raise not_done(f"{self._what}: could not be waited for", error) from error
+            except BaseException as error:  # we may have arrived
+                self._leaves(gate, error)
                 raise
             if outcome.taken is None:
                 gate = yield from self._read_gate()
@@ -164,6 +164,11 @@ class Barrier(Collection):
             there = yield from self._there(gate, outcome)
             before = [key for _, key in sorted((other.create_revision, other.key) for other in there)]
             return replace(gate, arrivals=before), before.index(mine)
+
+    def _leaves(self, gate: _Gate, error: BaseException) -> None:
+        """Remember that this process will break a generation, unless that went with the cluster."""
+        if not isinstance(error, QuorumLost):
+            self._session.notes[self._left_key] = gate
 
     def _there(self, gate: _Gate, outcome: Outcome) -> Operation[Iterable[kv.KeyValue]]:
         """Return the arrivals as they were when ours was put."""

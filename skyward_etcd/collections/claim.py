@@ -17,9 +17,9 @@ from typing import Any, Self
 
 from skyward_etcd.collections.front import Act, Front, Undo
 from skyward_etcd.collections.places import Places
-from skyward_etcd.errors import HoldLost, LeaseNotFound, NotHeld, OutcomeUnknown, SkywardEtcdError, Unavailable
+from skyward_etcd.errors import HoldLost, LeaseNotFound, NotHeld, OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import txn_repeatable
+from skyward_etcd.ops.attempt import not_done, txn_repeatable
 from skyward_etcd.ops.effects import Identify, Identity, Later, Operation, Renounce
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
 from skyward_etcd.session.session import Session
@@ -47,7 +47,7 @@ class Claim:
         self,
         what: str,
         item: bytes,
-        token: int,
+        made_at: int,
         deliveries: int,
         *,
         decode: Callable[[], Any],
@@ -58,8 +58,10 @@ class Claim:
     ) -> None:
         self.deliveries = deliveries
         """How often the item has been claimed, this time included: 1 for the first."""
-        self.token = token
+        self.token = identity.token_base + made_at
         """The fencing token: greater than that of every earlier claim of the item."""
+        self.made_at = made_at
+        """The revision at which its key was created: what etcd compares."""
         self.item = item
         self.identity = identity
         self.is_over = False
@@ -193,7 +195,7 @@ class Claims:
         while True:
             identity: Identity = yield Identify()
             try:
-                picked = yield from pick(partial(self._claiming, identity), self._undo, identity)
+                picked = yield from pick(partial(self._claiming, identity), partial(self._undo, identity), identity)
             except LeaseNotFound:
                 continue
             except OutcomeUnknown as error:
@@ -201,14 +203,14 @@ class Claims:
                     yield Renounce(identity)
                     continue
                 # Of the claim, which is given up in the background whatever it was.
-                raise Unavailable(f"{self._what}: nothing claimed: {error}") from error
+                raise not_done(f"{self._what}: nothing claimed", error) from error
             if picked is None:
                 return None
             (item,), outcome = picked
             try:
                 claim = yield from self._claimed(identity, item, outcome)
             except BaseException:
-                yield Later(partial(self._let_go, item, outcome.revision))
+                yield Later(partial(self._let_go, identity, item, outcome.revision))
                 raise
             if claim is not None:
                 return claim
@@ -226,14 +228,14 @@ class Claims:
 
     def _claimed(self, identity: Identity, item: bytes, outcome: Outcome) -> Operation[Claim | None]:
         """Return the claim that was made; ``None`` if it is lost already."""
-        claim_key, token = self._places.claim_of(item), outcome.revision
+        claim_key, made_at = self._places.claim_of(item), outcome.revision
         if outcome.responses is not None:
             value = outcome.responses[0].response_range.kvs[0].value
             deliveries = outcome.responses[3].response_range.kvs[0].version
         else:
             # The answer was lost; while the claim is ours, nobody changes what it said.
             reads = [kv.get(item), kv.get(self._places.deliveries_of(item))]
-            reply = yield from txn_repeatable(kv.txn(then=[kv.nested([kv.created_at(claim_key, token)], reads)]))
+            reply = yield from txn_repeatable(kv.txn(then=[kv.nested([kv.created_at(claim_key, made_at)], reads)]))
             looked = reply.responses[0].response_txn
             if not looked.succeeded:
                 return None
@@ -242,11 +244,11 @@ class Claims:
         if outcome.responses is None or deliveries != self._front.delivered(item) + 1:
             # It was delivered before, and we did not know: tell operators the right number.
             right = kv.put(claim_key, self._who(deliveries), lease=identity.lease)
-            yield from self._put_right(identity, kv.txn([kv.created_at(claim_key, token)], [right]))
+            yield from self._put_right(identity, kv.txn([kv.created_at(claim_key, made_at)], [right]))
         return Claim(
             self._what,
             item,
-            token,
+            made_at,
             deliveries,
             decode=lambda: self._session.codec.decode(value, key=self._places.prefix),
             identity=identity,
@@ -261,9 +263,9 @@ class Claims:
         except LeaseNotFound:
             yield Renounce(identity)  # whoever has the claim will notice
 
-    def _undo(self, items: Sequence[bytes], outcome: Outcome) -> Operation[None]:
+    def _undo(self, identity: Identity, items: Sequence[bytes], outcome: Outcome) -> Operation[None]:
         """Give back what was claimed in vain."""
-        yield from self._let_go(items[0], outcome.revision)
+        yield from self._let_go(identity, items[0], outcome.revision)
 
     def _ack(self, claim: Claim) -> Operation[None]:
         claim.end()
@@ -282,7 +284,7 @@ class Claims:
         """Remove the item and what is said about it, if the claim is ours still: nobody else's is ever touched."""
         mine = self._places.claim_of(claim.item)
         gone = (mine, claim.item, self._places.deliveries_of(claim.item))
-        return Alternative((kv.created_at(mine, claim.token),), [kv.delete(key) for key in gone])
+        return Alternative((kv.created_at(mine, claim.made_at),), [kv.delete(key) for key in gone])
 
     def _finish(self, done: Alternative) -> Operation[None]:
         yield from txn_repeatable(kv.txn(done.compares, done.operations))
@@ -296,7 +298,7 @@ class Claims:
 
     def _release(self, claim: Claim) -> Operation[None]:
         claim.end()
-        let_go = partial(self._let_go, claim.item, claim.token)
+        let_go = partial(self._let_go, claim.identity, claim.item, claim.made_at)
         try:
             yield from let_go()
         except BaseException:
@@ -305,15 +307,17 @@ class Claims:
         if self._most is not None and claim.deliveries >= self._most:
             yield Later(partial(self._bury, claim.item))
 
-    def _let_go(self, item: bytes, token: int) -> Operation[None]:
-        """End a claim, if it is still that of its token. Sent twice, it does nothing the second time.
+    def _let_go(self, identity: Identity, item: bytes, made_at: int) -> Operation[None]:
+        """End a claim, if it is still that one. Sent twice, it does nothing the second time.
 
-        The item is touched so that one who waits is told of it, as of one that is put.
+        The item is touched so that one who waits is told of it, as of one that is put. That the claim hangs on our
+        lease is compared because in a cluster that was recovered the same revision may be that of another's claim.
         """
         places = self._places
         mine = places.claim_of(item)
         ends = (kv.delete(mine), kv.touch(item), kv.put(places.returns))
-        yield from txn_repeatable(kv.txn((kv.created_at(mine, token), kv.present(item)), ends))
+        is_ours = (kv.created_at(mine, made_at), kv.on_lease(mine, identity.lease), kv.present(item))
+        yield from txn_repeatable(kv.txn(is_ours, ends))
 
     def _who(self, deliveries: int) -> bytes:
         return json.dumps({"node": self._session.node, "pid": os.getpid(), "deliveries": deliveries}).encode()

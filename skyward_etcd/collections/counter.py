@@ -6,6 +6,7 @@ total at that revision is exact, and no other increment returns the same one (un
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 from collections import deque
@@ -19,6 +20,7 @@ from skyward_etcd.errors import (
     HoldLost,
     NoSpace,
     OutcomeUnknown,
+    QuorumLost,
     SkywardEtcdError,
     Unavailable,
 )
@@ -136,7 +138,8 @@ class Counter(Collection):
         try:
             while not ticket.is_done:
                 if not ticket.leads:
-                    yield Await(None, (ticket.signal,))
+                    with contextlib.suppress(QuorumLost):  # who leads hears it too, and tells us what became of ours
+                        yield Await(None, (ticket.signal,))
                     continue
                 batch = shard.take()
                 try:

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import TypeVar
 
 from skyward_etcd.collections.base import Collection, check_timeout, guarded
-from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown, Unavailable
+from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown, QuorumLost
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import delete_repeatable, once, range_
+from skyward_etcd.ops.attempt import delete_repeatable, not_done, once, range_
 from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Renounce, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Guard, prove
@@ -110,21 +110,21 @@ class Lock(Collection):
             identity: Identity = yield Identify()
             key = self._prefix + f"{identity.id}-{identity.serial()}".encode()
             try:
-                token = yield from self._contend(identity, key, deadline)
+                entered = yield from self._contend(identity, key, deadline)
             except BaseException as error:
                 if isinstance(error, LeaseNotFound) or isinstance(error.__cause__, LeaseNotFound):
                     yield Renounce(identity)  # our key is gone with the lease: queue up again, at the end
                     continue
                 yield Later(partial(delete_repeatable, key))
                 if isinstance(error, OutcomeUnknown):  # of our place in the line, which is given up whatever it was
-                    raise Unavailable(f"{self._what}: not acquired: {error}") from error
+                    raise not_done(f"{self._what}: not acquired", error) from error
                 raise
-            hold = Hold(self._what, identity, key, token, who=who, session=self._session, release=self._release)
+            hold = Hold(self._what, identity, key, entered, who=who, session=self._session, release=self._release)
             self._session.kept[key] = hold
             return hold
 
     def _contend(self, identity: Identity, key: bytes, deadline: float | None) -> Operation[int]:
-        """Queue up, wait for the turn, and return the token.
+        """Queue up, wait for the turn, and return the revision at which our key was created: our place in the line.
 
         That our key is not there yet would be no proof that it was never put: a first try that arrives after the
         release would put it again, and nobody would ever delete it. So the entry is proven.
@@ -132,39 +132,39 @@ class Lock(Collection):
         everyone = kv.get(self._prefix, kv.prefix_end(self._prefix), keys_only=True, newest_first=True, limit=2)
         enter = Alternative((), (kv.put(key, self._who(), lease=identity.lease), everyone))
         outcome = yield from prove([enter], undo=lambda _: delete_repeatable(key), identity=identity, what=self._what)
-        token = outcome.revision
+        entered = outcome.revision
         if outcome.responses is not None:
             ahead = next((other.key for other in outcome.responses[1].response_range.kvs if other.key != key), None)
         else:
-            ahead = yield from self._ahead_of(key, token)
+            ahead = yield from self._ahead_of(key, entered)
         while ahead is not None:
-            ahead = yield from self._wait_for(ahead, identity, key, token, deadline)
-        return token
+            ahead = yield from self._wait_for(ahead, identity, key, entered, deadline)
+        return entered
 
     def _wait_for(
-        self, ahead: bytes, identity: Identity, key: bytes, token: int, deadline: float | None
+        self, ahead: bytes, identity: Identity, key: bytes, entered: int, deadline: float | None
     ) -> Operation[bytes | None]:
         """Wait until the key ahead of ours is gone, and return the one that is ahead of us then."""
         watching = yield Watch(ahead)
         try:
             # Now that the watch is live, it cannot go unnoticed.
-            now_ahead = yield from self._ahead_of(key, token)
+            now_ahead = yield from self._ahead_of(key, entered)
             if now_ahead != ahead:
                 return now_ahead
             if not (yield Await(deadline, (watching, identity.lost))):
                 raise LockTimeout(f"{self._what} is held, or others were before us: not acquired in time")
         finally:
             watching.close()
-        return (yield from self._ahead_of(key, token))
+        return (yield from self._ahead_of(key, entered))
 
-    def _ahead_of(self, key: bytes, token: int) -> Operation[bytes | None]:
+    def _ahead_of(self, key: bytes, entered: int) -> Operation[bytes | None]:
         """Return the key that is next before ours, or ``None`` if it is our turn.
 
         Raises:
             LeaseNotFound: our own key is gone: whoever waited beyond its lease does not get the lock.
         """
         request = kv.read(self._prefix, kv.prefix_end(self._prefix), keys_only=True)
-        request.limit, request.max_create_revision = 2, token
+        request.limit, request.max_create_revision = 2, entered
         request.sort_order, request.sort_target = kv.Read.DESCEND, kv.Read.CREATE
         reply = yield from range_(request, seen=0)
         if not reply.kvs or reply.kvs[0].key != key:
@@ -177,7 +177,7 @@ class Lock(Collection):
             raise NotHeld(f"{self._what}: this hold was released before, or is the parent process's")
         hold.is_released = True
         self._session.kept.pop(hold.key, None)
-        request = kv.txn((kv.created_at(hold.key, hold.token),), (kv.delete(hold.key),))
+        request = kv.txn((kv.created_at(hold.key, hold.entered),), (kv.delete(hold.key),))
         try:
             reply, doubt = yield from once(request, request, what=self._what)
         except BaseException:
@@ -216,14 +216,16 @@ class Hold:
         what: str,
         identity: Identity,
         key: bytes,
-        token: int,
+        entered: int,
         *,
         who: caller.Caller,
         session: Session,
         release: Callable[[Hold], Operation[None]],
     ) -> None:
-        self.token = token
-        """The fencing token: greater than that of every earlier hold of this lock."""
+        self.token = identity.token_base + entered
+        """The fencing token: greater than that of every earlier hold of this lock, from before a recovery too."""
+        self.entered = entered
+        """The revision at which its key was created: what etcd compares."""
         self.key = key
         self.who = who
         self.pid = os.getpid()
@@ -254,7 +256,7 @@ class Hold:
             TypeError: it is no dict, set or counter.
         """
         refusal = f"{self._what} is no longer held through this hold (token {self.token}): nothing was written"
-        return guarded(collection, Guard((kv.created_at(self.key, self.token),), refusal))
+        return guarded(collection, Guard((kv.created_at(self.key, self.entered),), refusal))
 
     def wait_lost(self, timeout: float | None = None) -> bool:
         """Wait until the session's lease is lost, and with it the lock; tell whether it was. No round trip.
@@ -282,7 +284,10 @@ class Hold:
 
     def _wait_lost(self, timeout: float | None) -> Operation[bool]:
         deadline: float | None = yield Deadline(check_timeout(timeout))
-        came: bool = yield Await(deadline, (self._identity.lost,))
+        try:
+            came: bool = yield Await(deadline, (self._identity.lost,))
+        except QuorumLost:  # and the lease with it
+            return True
         return came
 
     def __repr__(self) -> str:

@@ -71,7 +71,7 @@ class Tail:
             if outcome.responses is not None:
                 if not outcome.responses:
                     return  # the source has nothing to give any more
-                known.page = _number(outcome.responses[0].response_range.kvs)
+                known.page = kv.number(outcome.responses[0].response_range.kvs)
 
     def _into(
         self, page: int, items: Sequence[tuple[str, bytes]], along: Sequence[kv.Op], *, moves_on: bool
@@ -107,11 +107,7 @@ class _Known:
 
 def read_number(key: bytes) -> Operation[int]:
     """Return the number that a key holds; 0 if it does not exist."""
-    return _number((yield from range_(kv.read(key), seen=0)).kvs)
-
-
-def _number(kvs: Sequence[kv.KeyValue]) -> int:
-    return int(kvs[0].value) if kvs else 0
+    return kv.number((yield from range_(kv.read(key), seen=0)).kvs)
 
 
 def _named(identity: Identity, values: Sequence[bytes]) -> list[tuple[str, bytes]]:

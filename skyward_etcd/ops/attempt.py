@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from skyward_etcd.errors import Compacted, NoSpace, OutcomeUnknown, SkywardEtcdError, Unavailable
+from skyward_etcd.errors import Compacted, NoSpace, OutcomeUnknown, QuorumLost, SkywardEtcdError, Unavailable
 from skyward_etcd.ops.effects import Backoff, Call, Now, Operation
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import DELETE_RANGE, RANGE, TXN, Method
 
-__all__ = ["all_of", "delete_repeatable", "once", "once_by", "range_", "recall", "repeatable", "txn_repeatable"]
+__all__ = [
+    "all_of",
+    "delete_repeatable",
+    "not_done",
+    "once",
+    "once_by",
+    "range_",
+    "recall",
+    "repeatable",
+    "txn_repeatable",
+]
 
 
 def repeatable(method: Method[Any, Any], request: Any) -> Operation[Any]:
@@ -148,3 +158,9 @@ def once_by(
         if (found.kvs[0].mod_revision if found.kvs else 0) == mod_revision:
             raise
     return pb.TxnResponse(header=found.header, responses=[pb.ResponseOp(response_range=found)]), True
+
+
+def not_done(message: str, doubt: OutcomeUnknown) -> Unavailable:
+    """Return the error of an operation that gives back whatever it may have taken: nobody answered, that is all."""
+    kind = QuorumLost if isinstance(doubt.__cause__, QuorumLost) else Unavailable
+    return kind(f"{message}: {doubt}")

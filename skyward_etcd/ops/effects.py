@@ -169,6 +169,8 @@ class Identity(Protocol):
     id: str
     """The lease in hex: the session's name in keys."""
     lease: int
+    token_base: int
+    """What makes a fencing token of a revision, by being added."""
     notes: dict[Any, Any]
     """What collections remember while this identity lasts."""
     lost: Signal

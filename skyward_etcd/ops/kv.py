@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.messages import Compare, Event, KeyValue
@@ -30,6 +30,8 @@ __all__ = [
     "is_delete",
     "modified_at",
     "nested",
+    "number",
+    "on_lease",
     "prefix_end",
     "present",
     "put",
@@ -102,6 +104,11 @@ def value_is(key: bytes, value: bytes) -> Compare:
     return Compare(target=Compare.VALUE, result=Compare.EQUAL, key=key, value=value)
 
 
+def on_lease(key: bytes, lease: int) -> Compare:
+    """The key exists on this lease."""
+    return Compare(target=Compare.LEASE, result=Compare.EQUAL, key=key, lease=lease)
+
+
 def put(key: bytes, value: bytes = b"", *, lease: int = 0) -> Op:
     """Write a key, on a lease if one is given."""
     return Op(request_put=pb.PutRequest(key=key, value=value, lease=lease))
@@ -170,6 +177,11 @@ def read(
         revision=revision,
         serializable=serializable,
     )
+
+
+def number(kvs: Sequence[KeyValue]) -> int:
+    """Return the number that a key was found to hold; 0 if it was not found."""
+    return int(kvs[0].value) if kvs else 0
 
 
 def is_delete(event: Event) -> bool:

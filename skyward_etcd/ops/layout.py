@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote
 
-__all__ = ["KINDS", "Kind", "Layout", "check_name", "decode_name", "encode_name"]
+__all__ = ["KINDS", "TOKEN_BASE", "Kind", "Layout", "check_name", "decode_name", "encode_name"]
 
 Kind = Literal["dict", "set", "counter", "queue", "barrier", "lock"]
 KINDS: tuple[Kind, ...] = ("dict", "set", "counter", "queue", "barrier", "lock")
 
+TOKEN_BASE = b"/skyward/token-base"
+"""No namespace's: their keys have a slash after the name."""
 _NAME_BYTES = 1024
 _ESCAPED = re.compile(r"[/%\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -68,6 +70,14 @@ class Layout:
     def meta(self, kind: Kind, name: str) -> bytes:
         """What a collection is: made by its first use, compared by later ones."""
         return self.root + f"meta/{kind}/{encode_name(name)}".encode()
+
+    @property
+    def token_base(self) -> bytes:
+        """What a recovery adds to revisions to make fencing tokens, in decimal; one for all namespaces of a cluster.
+
+        One that has lost all its keys must not begin again with old tokens.
+        """
+        return TOKEN_BASE
 
     @property
     def sessions(self) -> bytes:

@@ -87,7 +87,13 @@ class Compute(Shared):
             start_s=self._options.provision_timeout or _START_S,
             job=self.name,
         )
-        self._fleet = fleet.Fleet(self._blueprint, self._dispatcher, on_change=self._follow)
+        self._fleet = fleet.Fleet(
+            self._blueprint,
+            self._dispatcher,
+            on_change=self._follow,
+            on_lost=self._lose,
+            on_recovered=self._start_over,
+        )
         self._own_session: Session | None = None
         self._state: Literal["new", "open", "closed"] = "new"
         self._leave = contextlib.ExitStack()
@@ -121,7 +127,7 @@ class Compute(Shared):
         """
         self._state = "closed"
         self._dispatcher.close(PoolError(f"{self.name} is closed"))
-        if self._fleet.is_lost:  # nothing can be handed back: trying to would take until the time is up
+        if self._fleet.lost:  # nothing can be handed back: trying to would take until the time is up
             self._fleet.kill()
         try:
             if self._own_session:
@@ -129,6 +135,27 @@ class Compute(Shared):
                 self._own_session = None
         finally:
             self._fleet.close(self._options.shutdown_timeout if timeout is None else timeout)
+
+    def recover(self) -> None:
+        """Make a new cluster from what is left of one that has lost its majority for good, and go on with that.
+
+        After `QuorumLost`, and only when you say so, as it may lose acknowledged writes: those that the surviving
+        member had not got, or of which it did not know that they were safe. What was got from a queue may come again.
+        All locks, claims and barrier places are free; fencing tokens go on growing. Returns when functions run again;
+        the nodes and members that are still missing then are replaced in the background.
+
+        Raises:
+            QuorumLost: no member is left to recover from.
+            PoolError: it was not possible, for the reason given, or there is nothing to recover. If a member is left,
+                it can be tried again.
+        """
+        if self._state != "open":
+            raise PoolError(f"{self.name} is {self._state}")
+        self._fleet.recover()
+
+    async def recover_async(self) -> None:
+        """`recover`, without blocking the event loop."""
+        await asyncio.to_thread(self.recover)
 
     def __enter__(self) -> Self:
         self.open()
@@ -266,6 +293,14 @@ class Compute(Shared):
         session, endpoints = self._own_session, self._fleet.endpoints
         if session and endpoints:
             session.follow(endpoints)
+
+    def _lose(self, reason: str) -> None:
+        if self._own_session:
+            self._own_session.lose(reason)
+
+    def _start_over(self, reason: str) -> None:
+        if self._own_session:
+            self._own_session.start_over(self._fleet.endpoints, reason)
 
     def _session(self) -> Session:
         if self._own_session is None:

@@ -6,7 +6,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable
 
-from skyward_etcd.errors import SkywardEtcdError
+from skyward_etcd.errors import QuorumLost, SkywardEtcdError
 from skyward_etcd.pool.call import Call
 from skyward_etcd.pool.handle import NodeHandle, lost
 
@@ -102,6 +102,12 @@ class Dispatcher:
         for call in waiting:
             if call.take():
                 call.set_exception(error)
+
+    def reopen(self) -> None:
+        """Take calls again, if it was closed because the cluster was lost."""
+        with self._guard:
+            if isinstance(self._closed, QuorumLost):
+                self._closed = None
 
     def _queue_of(self, call: Call) -> deque[Call]:
         return self._for_any if call.target is None else self._for_one[call.target]

@@ -20,9 +20,11 @@ from skyward_etcd.pool.protocol import (
     Feed,
     FeedEnd,
     Follow,
+    Lose,
     Raised,
     Returned,
     Run,
+    StartOver,
     Stop,
     Streaming,
     Wanted,
@@ -56,7 +58,7 @@ class ThreadExecutor:
         if job_or_none is not None:  # else it has ended while the message was on its way
             job_or_none.handle(message)
 
-    def follow(self, message: Follow) -> None:
+    def pass_on(self, message: Follow | Lose | StartOver) -> None:
         """Nothing to do: the threads use the node's own session."""
 
     def leave(self, timeout_s: float) -> None:

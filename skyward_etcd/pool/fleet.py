@@ -55,20 +55,35 @@ class Blueprint:
 class Fleet:
     """All nodes of one pool. What becomes ready is given to the dispatcher, what dies is taken from it and replaced.
 
-    ``on_change`` is called when the cluster's `endpoints` have changed, from a thread of the pool's.
+    ``on_change`` is called when the cluster's `endpoints` have changed, ``on_lost`` with the reason when it is lost,
+    and ``on_recovered`` with what to tell those who still wait when there is another one; from any thread.
     """
 
-    def __init__(self, blueprint: Blueprint, dispatcher: Dispatcher, *, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        dispatcher: Dispatcher,
+        *,
+        on_change: Callable[[], None],
+        on_lost: Callable[[str], None],
+        on_recovered: Callable[[str], None],
+    ) -> None:
         self._blueprint = blueprint
         self._dispatcher = dispatcher
         self._on_change = on_change
+        self._on_lost = on_lost
+        self._on_recovered = on_recovered
         self._handles: dict[int, NodeHandle] = {}
         self._members: Members | None = None
-        self.is_lost = False
-        """Whether the cluster's majority is lost for good."""
+        self.lost = ""
+        """Why the cluster is lost for good, if it is."""
+        self._replacing: set[NodeHandle] = set()
         self._scratch: list[Path] = []
         self._closing = False
         self._guard = threading.Lock()
+        self._turning = threading.RLock()
+        """Held while all are told that the cluster is lost, or that there is another one."""
+        self._recovering = threading.Lock()
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -96,6 +111,58 @@ class Fleet:
                 raise
             else:
                 return
+
+    def recover(self) -> None:
+        """Make a new cluster from what is left of a lost one, and replace the nodes that died.
+
+        Raises:
+            QuorumLost: no member is left.
+            PoolError: it was not possible, for the reason given, or there is nothing to recover.
+        """
+        with self._recovering:
+            if not self._members or not self.lost:
+                raise PoolError("there is nothing to recover: the pool has no cluster, or that has its majority")
+            if self._blueprint.durable:
+                raise PoolError(
+                    f"a durable cluster is recovered when nobody uses it: close the pool, run `skyward-etcd recover "
+                    f"{self._blueprint.durable}`, and open it again"
+                )
+            with self._guard:
+                nodes = {index: handle for index, handle in self._handles.items() if handle.alive}
+            members = self._members.recover(nodes)
+            self._turn_to(members)
+            (host,) = (node for node in nodes.values() if members.of(node.index))
+            try:
+                host.check_member()  # it may have died before anybody knew that the cluster hangs on it
+            except PoolError as error:
+                members.member_lost(host.index, str(error))
+                raise QuorumLost(f"the cluster was recovered, and lost again: {error}", maybe_applied=False) from error
+            with self._guard:
+                handles = list(self._handles.values())
+            for handle in handles:
+                if handle.alive:
+                    members.fill(handle)
+                elif handle.was_ready:  # else somebody is about to replace it
+                    self._begin_replacing(handle)
+
+    def _turn_to(self, members: Members) -> None:
+        """Let all go on with the members of a new cluster."""
+        reason = "the pool's cluster was lost, and recovered: what was under way has ended, and all holds are free"
+        with self._turning:
+            if self._closing:
+                members.close()
+                raise PoolError("the pool is closed")
+            before, self._members = self._members, members
+            if before:
+                before.close()
+            with self._guard:
+                handles = list(self._handles.values())
+            for handle in handles:
+                handle.start_over(members.endpoints(handle.index), reason)
+            self._on_recovered(reason)
+            self.lost = ""
+            self._dispatcher.reopen()
+        self._dispatcher.assign()
 
     def close(self, timeout_s: float) -> None:
         """Let all nodes say good-bye while all members are there, then end them; kill those that take too long."""
@@ -143,7 +210,7 @@ class Fleet:
         if etcd:
             self._members = Members(
                 etcd,
-                self._plan(etcd),
+                dict(enumerate(self._plan(etcd))),
                 new_directory=self._new_scratch,
                 on_change=self._tell_endpoints,
                 on_end=self._cluster_lost,
@@ -221,8 +288,14 @@ class Fleet:
             raise PoolError(f"not ready after {self._blueprint.start_s:g} s: {names}")
 
     def _cluster_lost(self, error: QuorumLost) -> None:
-        self.is_lost = True
-        self._dispatcher.close(error)
+        with self._turning:
+            self.lost = str(error)
+            self._dispatcher.close(error)
+            with self._guard:
+                handles = list(self._handles.values())
+            for handle in handles:
+                handle.lose(self.lost)
+            self._on_lost(self.lost)
 
     def _tell_endpoints(self) -> None:
         with self._guard:
@@ -242,7 +315,7 @@ class Fleet:
         self._dispatcher.again(handle, code, calls)
         if goes_on and not self._closing:
             _log.warning("%s ended with %s; starting another in its place", handle.name, code)
-            threading.Thread(target=self._replace, args=(handle,), name=f"new {handle.name}", daemon=True).start()
+            self._begin_replacing(handle)
 
     def _member_lost(self, handle: NodeHandle, reason: str) -> None:
         """A member has died under a node that lives. Runs in the thread of the node's link."""
@@ -250,8 +323,23 @@ class Fleet:
             _log.warning("%s; the others go on without it", reason)
             self._members.fill(handle)
 
+    def _begin_replacing(self, dead: NodeHandle) -> None:
+        """Have a dead node replaced, once, whoever says so."""
+        with self._guard:
+            if self._closing or self._handles.get(dead.index) is not dead or dead in self._replacing:
+                return
+            self._replacing.add(dead)
+        threading.Thread(target=self._replace, args=(dead,), name=f"new {dead.name}", daemon=True).start()
+
     def _replace(self, dead: NodeHandle) -> None:
         """Start a node in the place of a dead one, then give it a member; a pool that cannot is at its end."""
+        try:
+            self._try_to_replace(dead)
+        finally:
+            with self._guard:
+                self._replacing.discard(dead)
+
+    def _try_to_replace(self, dead: NodeHandle) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 handle = self._start(dead.info)
@@ -263,11 +351,18 @@ class Fleet:
                     self._dispatcher.close(PoolError(f"{dead.name} died and could not be replaced: {error}"))
                 time.sleep(0.1 * attempt)
             else:
+                self._catch_up(handle)
                 self._dispatcher.add(handle)
                 if self._members:
-                    self._tell(handle)  # of what has changed while it was starting
                     self._members.fill(handle)
                 return
+
+    def _catch_up(self, handle: NodeHandle) -> None:
+        """Tell a node what has become of the cluster while it was starting."""
+        with self._turning:
+            self._tell(handle)
+            if self.lost:
+                handle.lose(self.lost)
 
 
 def _durable_plan(members: int, directory: Path) -> list[MemberSpec]:

@@ -25,6 +25,7 @@ from skyward_etcd.pool.protocol import (
     Follow,
     Leave,
     Left,
+    Lose,
     MemberLost,
     MemberReady,
     NodeConfig,
@@ -34,6 +35,7 @@ from skyward_etcd.pool.protocol import (
     RemoteFailure,
     Returned,
     StartMember,
+    StartOver,
     Stop,
     Streaming,
     Unready,
@@ -117,6 +119,11 @@ class NodeHandle:
         return not self._leaving
 
     @property
+    def was_ready(self) -> bool:
+        """Whether it has ever taken calls."""
+        return self.ready.done() and self.ready.exception() is None
+
+    @property
     def free(self) -> bool:
         """Whether it takes another call now."""
         return self.ready.done() and not self._leaving and len(self._running) < self._config.worker.concurrency
@@ -153,6 +160,14 @@ class NodeHandle:
     def follow(self, endpoints: tuple[str, ...]) -> None:
         """Tell the node where the cluster's members are now, the nearest first."""
         self._put(Follow(endpoints))
+
+    def lose(self, reason: str) -> None:
+        """Tell the node that the cluster is lost."""
+        self._put(Lose(reason))
+
+    def start_over(self, endpoints: tuple[str, ...], reason: str) -> None:
+        """Tell the node that there is another cluster, the nearest of its members first."""
+        self._put(StartOver(endpoints, reason))
 
     def start_member(self, etcd: Etcd, member: MemberSpec) -> None:
         """Have the node run a fresh member, and wait until it does.
@@ -280,7 +295,7 @@ class NodeHandle:
         self._member.lose(f"{self.name} ended with {code}")
         if not self.ready.done():
             self.ready.set_exception(PoolError(f"{self.name} ended with {code} while it was starting"))
-        started = self.ready.exception() is None
+        started = self.was_ready
         calls: list[Call] = []
         for running in ran:
             if running.call is None or asked:

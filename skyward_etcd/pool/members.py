@@ -8,28 +8,33 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import secrets
+import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from skyward_etcd.cluster import bootstrap
+from skyward_etcd.cluster import bootstrap, recovery
 from skyward_etcd.cluster.binary import Etcd, Verdict, grade, spell
 from skyward_etcd.cluster.member import MemberSpec
 from skyward_etcd.cluster.membership import Membership
-from skyward_etcd.errors import QuorumLost
+from skyward_etcd.errors import PoolError, QuorumLost
 from skyward_etcd.pool.handle import NodeHandle
+from skyward_etcd.session import recovered
 
 __all__ = ["Members"]
 
 _log = logging.getLogger("skyward_etcd.pool")
 
+_ATTEMPTS = 3
 _LONGEST_PAUSE_S = 30.0
 """Between two attempts to replace a member, when there is no room for it or the like."""
 
 
 class Members:
-    """The members of one pool, on its first nodes.
+    """The members of one pool, on its first nodes. ``by_node`` says which node begins with which; None: it gets one.
 
     ``on_change`` is called when they have changed, and ``on_end`` with the reason when their majority is lost for good.
     Both come from threads of the pool's.
@@ -38,18 +43,20 @@ class Members:
     def __init__(
         self,
         etcd: Etcd,
-        founders: Sequence[MemberSpec],
+        by_node: Mapping[int, MemberSpec | None],
         *,
         new_directory: Callable[[], Path],
         on_change: Callable[[], None],
         on_end: Callable[[QuorumLost], None],
+        numbers: Iterator[int] | None = None,
     ) -> None:
+        founders = [member for member in by_node.values() if member]
         self.etcd = etcd
-        self._by_node: dict[int, MemberSpec | None] = dict(enumerate(founders))
+        self._by_node = dict(by_node)
         """Those nodes that have a member; None where it is lost and not replaced yet."""
-        self._membership = Membership({member.name: member.endpoint for member in founders})
+        self._membership = Membership({member.name: member.endpoint for member in founders}, size=len(by_node))
         self._token = founders[0].token
-        self._numbers = itertools.count(len(founders) + 1)
+        self._numbers = numbers or itertools.count(len(founders) + 1)
         self._new_directory = new_directory
         self._on_change = on_change
         self._on_end = on_end
@@ -105,6 +112,49 @@ class Members:
                 self._coordinator = threading.Thread(target=self._fill_all, name="members", daemon=True)
                 self._coordinator.start()
 
+    def recover(self, nodes: Mapping[int, NodeHandle]) -> Members:
+        """Make a new cluster from the newest data that members of the lost one have; return its members.
+
+        It begins with one member, on the node of those data; `fill` gives the other nodes theirs. Nobody knows of it
+        yet. If this fails, and the data are still there, it can be tried again.
+
+        Raises:
+            QuorumLost: no member is left.
+            PoolError: it was not possible, for the reason given.
+        """
+        living = {member.endpoint: nodes[node] for node, member in self._by_node.items() if member and node in nodes}
+        endpoint = recovery.newest(living)
+        directory = self._new_directory()
+        try:
+            recovery.save(self.etcd, endpoint, directory / "snapshot")
+            member = self._restored(directory / "snapshot", living[endpoint])
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        recovered.make_fit(member.endpoint)
+        return Members(
+            self.etcd,
+            {**dict.fromkeys(self._by_node), living[endpoint].index: member},
+            new_directory=self._new_directory,
+            on_change=self._on_change,
+            on_end=self._on_end,
+            numbers=self._numbers,
+        )
+
+    def _restored(self, snapshot: Path, node: NodeHandle) -> MemberSpec:
+        """Have a node run a member with the data of a snapshot: the only one of a new cluster."""
+        problem: PoolError | None = None
+        for _ in range(_ATTEMPTS):  # somebody else may have been quicker to take its ports
+            fresh = bootstrap.newcomer(f"m{next(self._numbers)}", self._new_directory(), secrets.token_hex(8))
+            fresh = replace(fresh, initial_cluster={fresh.name: fresh.peer_url}, state="new")
+            recovery.restore(self.etcd, snapshot, fresh)
+            try:
+                node.start_member(self.etcd, fresh)
+            except PoolError as error:
+                problem = error
+            else:
+                return fresh
+        raise problem or PoolError("not recovered")
+
     def close(self) -> None:
         """Change nothing any more; what is under way is given up."""
         self._closing.set()
@@ -143,7 +193,13 @@ class Members:
         self._vacant.put(node)
 
     def _end(self, reason: str) -> None:
-        self._on_end(QuorumLost(f"{reason}: the pool is at its end"))
+        if self._closing.is_set():
+            return
+        if any(self._by_node.values()):
+            way_out = "pool.recover() makes a new one from what is left, without what only the lost members knew"
+        else:
+            way_out = "and no member is left to recover it from: the pool is at its end"
+        self._on_end(QuorumLost(f"{reason}: the cluster is lost; {way_out}", maybe_applied=False))
 
     def _why_not_restarted(self, member: MemberSpec) -> str:
         """Say what a sounder release would have saved: the only member may restart from its disk."""

@@ -20,11 +20,13 @@ from skyward_etcd.pool.protocol import (
     Follow,
     Leave,
     Left,
+    Lose,
     MemberLost,
     MemberReady,
     NodeConfig,
     Ready,
     StartMember,
+    StartOver,
     Unready,
 )
 
@@ -75,12 +77,12 @@ class _Node:
                     case Leave():
                         asked_to_leave = True
                         self._say_good_bye()
-                    case Follow(endpoints=endpoints):
-                        if self._session:
-                            self._session.follow(endpoints)
-                        self._executor.follow(message)
+                    case Follow() | Lose() | StartOver():
+                        self._hear(message)
+                        self._executor.pass_on(message)
                     case StartMember(etcd=etcd, member=spec):
-                        self._start_member(Member(etcd, spec))
+                        fresh = Member(etcd, spec)
+                        threading.Thread(target=self._run_member, args=(fresh,), name="member", daemon=True).start()
                     case _:
                         self._executor.handle(message)
         if self._member and asked_to_leave and self._member.spec.durable:
@@ -88,13 +90,20 @@ class _Node:
             self._member.stop(timeout_s=1.0)
         os._exit(0)  # threads of functions that nobody waits for do not hold us
 
-    def _start_member(self, fresh: Member) -> None:
-        if self._member:
-            self._member.kill()
-        self._member = fresh
-        threading.Thread(target=self._run_member, args=(fresh,), name="fresh member", daemon=True).start()
+    def _hear(self, message: Follow | Lose | StartOver) -> None:
+        """Take note of what has become of the cluster."""
+        match message:
+            case _ if not self._session:
+                pass
+            case Follow(endpoints=endpoints):
+                self._session.follow(endpoints)
+            case Lose(reason=reason):
+                self._session.lose(reason)
+            case StartOver(endpoints=endpoints, reason=reason):
+                self._session.start_over(endpoints, reason)
 
     def _run_member(self, fresh: Member) -> None:
+        """Run a fresh member in the place of the one before, which is kept until then: its data may be the last."""
         try:
             fresh.start()
             fresh.wait_ready(self._start_s)
@@ -102,6 +111,9 @@ class _Node:
             fresh.kill()
             self._channel.send(MemberLost(fresh.spec.name, str(error)))
         else:
+            before, self._member = self._member, fresh
+            if before:
+                before.kill()
             self._channel.send(MemberReady(fresh.spec.name))
             self._watch(fresh)
 
@@ -198,7 +210,7 @@ def _join(config: NodeConfig) -> Any:
     from skyward_etcd.session.session import Session
 
     session = Session(config.endpoints, namespace=config.namespace, secret=config.secret, node=config.name)
-    session.open()
+    session.join()  # without waiting: should the cluster be lost in this moment, we have to hear it
     active.install(session)
     return session
 

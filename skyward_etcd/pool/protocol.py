@@ -22,6 +22,7 @@ __all__ = [
     "Follow",
     "Leave",
     "Left",
+    "Lose",
     "MemberLost",
     "MemberReady",
     "NodeConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "Returned",
     "Run",
     "StartMember",
+    "StartOver",
     "Stop",
     "Streaming",
     "Unready",
@@ -156,8 +158,27 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
+class Lose:
+    """The majority of the cluster's members is lost for good: end what is under way, and what comes."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartOver:
+    """The cluster was recovered, as another one: these are its endpoints. Nothing of before is held any more."""
+
+    endpoints: tuple[str, ...]
+    reason: str
+    """What to tell those who still wait for something of before."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartMember:
-    """Run a fresh member, in the place of any that the node had before; say `MemberReady`, or `MemberLost`."""
+    """Run a fresh member, in the place of any that the node had before; say `MemberReady`, or `MemberLost`.
+
+    If it does not start, the one before is left alone.
+    """
 
     etcd: Etcd
     member: MemberSpec

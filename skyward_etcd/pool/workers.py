@@ -15,12 +15,14 @@ from skyward_etcd.pool.failure import capture
 from skyward_etcd.pool.link import Link, environment
 from skyward_etcd.pool.protocol import (
     Follow,
+    Lose,
     NodeConfig,
     Raised,
     Ready,
     RemoteFailure,
     Returned,
     Run,
+    StartOver,
     Stop,
     Unready,
 )
@@ -35,6 +37,8 @@ class ProcessExecutor:
     def __init__(self, send: Callable[[object], None], config: NodeConfig) -> None:
         self._send = send
         self._config = config
+        self.lost: Lose | None = None
+        """What a worker that starts now has to be told of the cluster."""
         self._guard = threading.RLock()
         self._workers = [_WorkerProcess(self, number) for number in range(config.worker.concurrency)]
         for worker in self._workers:
@@ -58,10 +62,16 @@ class ProcessExecutor:
             else:
                 worker.pass_on(message)
 
-    def follow(self, message: Follow) -> None:
-        """Tell all workers, those to come too, where the cluster's members are now."""
+    def pass_on(self, message: Follow | Lose | StartOver) -> None:
+        """Tell all workers, those to come too, what has become of the cluster."""
         with self._guard:
-            self._config = replace(self._config, endpoints=message.endpoints)
+            match message:
+                case Lose():
+                    self.lost = message
+                case Follow(endpoints=endpoints):
+                    self._config = replace(self._config, endpoints=endpoints)
+                case StartOver(endpoints=endpoints):
+                    self._config, self.lost = replace(self._config, endpoints=endpoints), None
             for worker in self._workers:
                 worker.pass_on(message)
 
@@ -145,6 +155,8 @@ class _WorkerProcess:
 
         link = Link(f"worker {self.number}", config, env=env, on_message=on_message, on_end=on_end)
         self.link = link
+        if self._owner.lost:
+            link.put(self._owner.lost)
         ready.set()
 
     def take(self, run: Run) -> None:

@@ -37,6 +37,10 @@ class Identity:
         self.lost = Signal()
         self.valid_until = 0.0
         """Monotonic time up to which the lease lives for certain, whatever happens to the network."""
+        self.token_base = 0
+        """What is added to a revision to make a fencing token of it; 0 in a cluster that was never recovered.
+
+        Every recovery ends all identities, so that one that lives knows the current one."""
         self.notes: dict[Any, Any] = {}
         self._clock = clock
         self._serials = itertools.count(1)

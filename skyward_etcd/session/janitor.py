@@ -45,6 +45,12 @@ class Janitor:
                 self._thread = threading.Thread(target=self._work, name="skyward-etcd-janitor", daemon=True)
                 self._thread.start()
 
+    def abandon(self) -> None:
+        """Forget what is owed: there is nobody any more to whom."""
+        self._closing.set()
+        with self._lock:
+            self._owed.clear()
+
     def close(self) -> None:
         """Give what is owed a last chance. What hangs on the lease goes with it anyway."""
         self._closing.set()

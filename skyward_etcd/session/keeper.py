@@ -10,14 +10,16 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
+from skyward_etcd.ops import kv
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.signals import Signal
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.client import Wire
-from skyward_etcd.wire.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, LEASE_TIME_TO_LIVE, PUT, RANGE
+from skyward_etcd.wire.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_REVOKE, LEASE_TIME_TO_LIVE, RANGE, TXN
 from skyward_etcd.wire.retry import pause_before
 
 if TYPE_CHECKING:
@@ -32,9 +34,14 @@ _CHECK_EVERY = 4
 
 
 class Keeper:
-    """One thread: joins, renews, joins again when the lease was lost."""
+    """One thread: joins, renews, joins again when the lease was lost.
 
-    def __init__(self, wire: Wire, layout: Layout, *, ttl_s: float, call_s: float, node: str) -> None:
+    ``on_reply`` is told from which cluster each answer came.
+    """
+
+    def __init__(
+        self, wire: Wire, layout: Layout, *, ttl_s: float, call_s: float, node: str, on_reply: Callable[[int], None]
+    ) -> None:
         self.identity: Identity | None = None
         self.ready = Signal()
         """Set while there is an identity, or an `error` that says why there can be none."""
@@ -44,6 +51,7 @@ class Keeper:
         self._ttl_s = ttl_s
         self._call_s = call_s
         self._node = node
+        self._on_reply = on_reply
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -53,7 +61,6 @@ class Keeper:
         """Begin to get an identity, if there is none; `ready` tells when."""
         with self._lock:
             if self._closed:
-                self.error = NotConnected("the session is closed: open another with connect() or Compute()")
                 self.ready.set()
             elif self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="skyward-etcd-lease", daemon=True)
@@ -73,18 +80,24 @@ class Keeper:
 
     def close(self) -> None:
         """Give the lease back, so that what hangs on it is free at once."""
-        with self._lock:
-            self._closed = True
-            identity, self.identity = self.identity, None
-            self.error = NotConnected("the session is closed: open another with connect() or Compute()")
-        self.ready.set()
-        self._wake.set()
+        identity = self.abandon(NotConnected("the session is closed: open another with connect() or Compute()"))
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=self._call_s)
         if identity is not None:
+            self._give_back(identity)
+
+    def abandon(self, error: SkywardEtcdError) -> Identity | None:
+        """Let the lease go without a word to anybody, for good; return the identity that is lost with it."""
+        with self._lock:
+            if not self._closed:
+                self._closed, self.error = True, error
+            identity, self.identity = self.identity, None
+        self.ready.set()
+        self._wake.set()
+        if identity is not None:
             identity.valid_until = 0.0
             identity.lost.set()
-            self._give_back(identity)
+        return identity
 
     def _run(self) -> None:
         failures = 0
@@ -105,7 +118,8 @@ class Keeper:
                 continue
             except SkywardEtcdError as error:  # etcd refuses us: the callers that wait shall hear it
                 log.debug("lease refused: %s", error)
-                self.error = error
+                if not self._closed:
+                    self.error = error
                 self.ready.set()
                 self._wake.wait(self._ttl_s / 3)
                 continue
@@ -123,11 +137,10 @@ class Keeper:
         identity = Identity(grant.ID, self._layout.slot)
         identity.valid_until = sent + grant.TTL
         who = {"node": self._node, "pid": os.getpid(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        entry = pb.PutRequest(
-            key=self._layout.session(identity.id), value=json.dumps(who).encode(), lease=identity.lease
-        )
+        enter = kv.put(self._layout.session(identity.id), json.dumps(who).encode(), lease=identity.lease)
         try:
-            self._call(PUT, entry)
+            entered: pb.TxnResponse = self._call(TXN, kv.txn(then=[enter, kv.get(self._layout.token_base)]))
+            identity.token_base = kv.number(entered.responses[1].response_range.kvs)
             with self._lock:
                 if not self._closed:
                     self.identity = identity
@@ -165,4 +178,6 @@ class Keeper:
         return bool(self._call(RANGE, request).count)
 
     def _call(self, method: Any, request: Any) -> Any:
-        return self._wire.call(method, request, timeout_s=self._call_s)
+        reply = self._wire.call(method, request, timeout_s=self._call_s)
+        self._on_reply(reply.header.cluster_id)
+        return reply

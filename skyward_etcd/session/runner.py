@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from skyward_etcd.errors import SkywardEtcdError, Unavailable
+from skyward_etcd.errors import NotConnected, QuorumLost, SkywardEtcdError, Unavailable
 from skyward_etcd.ops.effects import (
     Await,
     Backoff,
@@ -30,6 +29,7 @@ from skyward_etcd.session.watch import Watching
 from skyward_etcd.wire.retry import pause_before
 
 if TYPE_CHECKING:
+    from skyward_etcd.session.era import Era
     from skyward_etcd.session.session import Session
 
 T = TypeVar("T")
@@ -37,8 +37,12 @@ T = TypeVar("T")
 __all__ = ["run", "run_async"]
 
 
-def run(session: Session, operation: Operation[T]) -> T:
-    """Drive an operation to its end, blocking this thread."""
+def run(session: Session, operation: Operation[T], era: Era | None = None) -> T:
+    """Drive an operation to its end, blocking this thread.
+
+    It has to do with one cluster only: that of the session's `Era` at its beginning, unless another is given.
+    """
+    era = era or session.era
     step: Callable[[Any], Effect] = operation.send
     given: Any = None
     ends = math.inf
@@ -48,7 +52,7 @@ def run(session: Session, operation: Operation[T]) -> T:
             if type(effect) is Deadline:
                 given, ends = _deadline(session, effect)
             else:
-                given = _perform(session, effect, ends)
+                given = _perform(session, era, effect, ends)
             step = operation.send
         except StopIteration as stop:
             return cast(T, stop.value)
@@ -60,6 +64,7 @@ def run(session: Session, operation: Operation[T]) -> T:
 
 async def run_async(session: Session, operation: Operation[T]) -> T:
     """`run`, without blocking the event loop."""
+    era = session.era
     step: Callable[[Any], Effect] = operation.send
     given: Any = None
     ends = math.inf
@@ -69,7 +74,7 @@ async def run_async(session: Session, operation: Operation[T]) -> T:
             if type(effect) is Deadline:
                 given, ends = _deadline(session, effect)
             else:
-                given = await _perform_async(session, effect, ends)
+                given = await _perform_async(session, era, effect, ends)
             step = operation.send
         except StopIteration as stop:
             return cast(T, stop.value)
@@ -87,71 +92,82 @@ def _deadline(session: Session, effect: Deadline) -> tuple[float | None, float]:
     return deadline, deadline + session.limits.call_s
 
 
-def _perform(session: Session, effect: Effect, ends: float) -> Any:
+def _perform(session: Session, era: Era, effect: Effect, ends: float) -> Any:
     if type(effect) is Call:
-        reply = session.wire.call(effect.method, effect.request, timeout_s=_for_a_call(session, ends))
-        session.saw(reply.header.revision)
-        return reply
+        era.check()
+        try:
+            reply = era.wire.call(effect.method, effect.request, timeout_s=_for_a_call(session, ends))
+        except (Unavailable, NotConnected) as error:
+            raise era.explain(error) from None
+        return _received(session, era, reply)
     if type(effect) is Identify:
+        era.check()
         if session.identity is None:
             session.join()
             wait((session.joined,), _for_an_operation(session, ends))
-        return session.joined_identity()
+        return _joined(session, era)
     if type(effect) is Watch:
         line = line_of_loop()
-        watching = _watch(session, effect, line, blocks=line is not THREADS)
+        watching = _watch(session, era, effect, line, blocks=line is not THREADS)
         try:
             wait((watching.live,), _for_an_operation(session, ends))
         except BaseException:
             watching.close()
             raise
-        return _confirmed(session, watching)
+        return _confirmed(session, era, watching)
     if type(effect) is Await:
         session.check_open()
         came = wait(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
         session.check_open()
+        era.check()
         return came
     if type(effect) is Backoff:
-        time.sleep(_pause(session, effect, ends))
-        return None
-    return _at_once(session, effect)
+        wait((era.ended,), _pause(session, era, effect, ends))
+        return _paused(era, effect)
+    return _at_once(session, era, effect)
 
 
-async def _perform_async(session: Session, effect: Effect, ends: float) -> Any:
+async def _perform_async(session: Session, era: Era, effect: Effect, ends: float) -> Any:
     if type(effect) is Call:
-        reply = await session.wire.call_async(effect.method, effect.request, timeout_s=_for_a_call(session, ends))
-        session.saw(reply.header.revision)
-        return reply
+        era.check()
+        try:
+            reply = await era.wire.call_async(effect.method, effect.request, timeout_s=_for_a_call(session, ends))
+        except (Unavailable, NotConnected) as error:
+            raise era.explain(error) from None
+        return _received(session, era, reply)
     if type(effect) is Identify:
+        era.check()
         if session.identity is None:
             session.join()
             await wait_async((session.joined,), _for_an_operation(session, ends))
-        return session.joined_identity()
+        return _joined(session, era)
     if type(effect) is Watch:
-        watching = _watch(session, effect, line_of_loop(), blocks=False)
+        watching = _watch(session, era, effect, line_of_loop(), blocks=False)
         try:
             await wait_async((watching.live,), _for_an_operation(session, ends))
         except BaseException:
             watching.close()
             raise
-        return _confirmed(session, watching)
+        return _confirmed(session, era, watching)
     if type(effect) is Await:
         session.check_open()
         came = await wait_async(cast(tuple[Signal, ...], effect.signals), _left(effect.deadline))
         session.check_open()
+        era.check()
         return came
     if type(effect) is Backoff:
-        await asyncio.sleep(_pause(session, effect, ends))
-        return None
-    return _at_once(session, effect)
+        await wait_async((era.ended,), _pause(session, era, effect, ends))
+        return _paused(era, effect)
+    return _at_once(session, era, effect)
 
 
-def _at_once(session: Session, effect: Effect) -> Any:
+def _at_once(session: Session, era: Era, effect: Effect) -> Any:
     match effect:
         case Now():
             return time.monotonic()
         case Later(make):
-            session.later(make)
+            if not era.reason:  # else what it owes has gone with the cluster
+                session.later(make)
         case Renounce(identity):
             session.renounce(cast(Identity, identity))
         case _:
@@ -159,16 +175,38 @@ def _at_once(session: Session, effect: Effect) -> Any:
     return None
 
 
-def _watch(session: Session, effect: Watch, line: Line, *, blocks: bool) -> Watching:
+def _received(session: Session, era: Era, reply: Any) -> Any:
+    header = reply.header
+    if header.cluster_id != era.cluster_id:
+        session.heard_of(era, header.cluster_id)
+    if era.reason:  # what has answered is no more, or is another than the operation knows
+        raise QuorumLost(era.reason)
+    session.saw(header.revision)
+    return reply
+
+
+def _joined(session: Session, era: Era) -> Identity:
+    era.check()
+    return session.joined_identity()
+
+
+def _paused(era: Era, effect: Backoff) -> None:
+    if era.reason:
+        raise era.explain(effect.error) if isinstance(effect.error, Unavailable) else effect.error
+
+
+def _watch(session: Session, era: Era, effect: Watch, line: Line, *, blocks: bool) -> Watching:
     session.check_open()
-    return session.hub.open(
+    era.check()
+    return era.hub.open(
         effect.key, effect.range_end, start=effect.start, hand_out=effect.hand_out, line=line, blocks=blocks
     )
 
 
-def _confirmed(session: Session, watching: Watching) -> Watching:
+def _confirmed(session: Session, era: Era, watching: Watching) -> Watching:
     try:
         session.check_open()
+        era.check()
         watching.check()
         if not watching.live.is_set():
             members = ", ".join(session.wire.endpoints)
@@ -198,7 +236,8 @@ def _for_an_operation(session: Session, ends: float) -> float:
     return min(session.limits.operation_s, ends - time.monotonic())
 
 
-def _pause(session: Session, effect: Backoff, ends: float) -> float:
+def _pause(session: Session, era: Era, effect: Backoff, ends: float) -> float:
+    _paused(era, effect)
     pause = pause_before(effect.attempt)
     if time.monotonic() + pause > min(effect.since + session.limits.operation_s, ends):
         raise effect.error

@@ -1,7 +1,8 @@
 """A session: a process's lease, channels and watches, behind which every collection's operations run.
 
 It always sees its own writes and never goes back in time, whichever member answers. It may be used by threads and
-tasks at once. After a fork the child is a session of its own: it holds nothing that its parent held.
+tasks at once. After a fork the child is a session of its own: it holds nothing that its parent held. When its cluster
+is recovered, it begins a new `Era`: what was under way ends, and what it held is free.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.layout import Layout
 from skyward_etcd.ops.notes import Notes
 from skyward_etcd.session import runner
+from skyward_etcd.session.era import Era
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.janitor import Janitor
 from skyward_etcd.session.keeper import Keeper
@@ -91,25 +93,42 @@ class Session:
         _SESSIONS.add(self)
 
     def _start_afresh(self) -> None:
-        self.seen = 0
-        """The highest revision this session has seen or written."""
-        self.notes = Notes()
-        """What collections remember to save a round trip: bounded, and forgotten without harm."""
         self.kept: dict[bytes, Any] = {}
         """What collections must not forget, under keys of theirs. Who puts something in takes it out."""
         self._seen_lock = threading.Lock()
+        self._turning = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
         self._exits_in = 0
         """The thread that ends the interpreter, and with it this session."""
+        self._begin_era()
+
+    def _begin_era(self) -> None:
+        self.seen = 0
+        """The highest revision this session has seen or written."""
+        self.notes = Notes()
+        """What collections remember to save a round trip: bounded, and forgotten without harm."""
         self.wire = Wire(self.endpoints, tls=self._tls, login=self._login)
         # Streams have connections of their own: a large reply must not hold up a renewal or an event.
         self._streams = self.wire.beside()
+
+        def on_reply(cluster_id: int) -> None:  # the era's own, whichever this session has by then
+            self.heard_of(era, cluster_id)
+
+        def clean_up(operation: Operation[None]) -> None:
+            runner.run(self, operation, era)
+
         self._keeper = Keeper(
-            self._streams, self.layout, ttl_s=self.limits.ttl_s, call_s=self.limits.call_s, node=self.node
+            self._streams,
+            self.layout,
+            ttl_s=self.limits.ttl_s,
+            call_s=self.limits.call_s,
+            node=self.node,
+            on_reply=on_reply,
         )
-        self.hub = WatchHub(self._streams, self)
-        self._janitor = Janitor(lambda operation: runner.run(self, operation), self._give_up_identity)
+        self.hub = WatchHub(self._streams, self, on_reply=on_reply)
+        self._janitor = Janitor(clean_up, self._give_up_identity)
+        self.era = era = Era(self.wire, self._streams, self._keeper, self.hub, self._janitor)
 
     def open(self) -> Self:
         """Get a lease, so that errors of the configuration show here. Two round trips.
@@ -135,12 +154,33 @@ class Session:
         self.wire.follow(self.endpoints)
         self._streams.follow(self.endpoints)
 
+    def lose(self, reason: str) -> None:
+        """End all that is under way at once, waits too, and what comes from now on, with `QuorumLost`."""
+        self.era.end(reason)
+
+    def start_over(self, endpoints: Sequence[str], reason: str) -> None:
+        """Go on with another cluster, at these endpoints, as one that has just come: nothing is held or remembered.
+
+        What is under way, and knows the cluster of before, ends with `QuorumLost`.
+        """
+        self._turn(self.era, endpoints, reason)
+
+    def _turn(self, ending: Era, endpoints: Sequence[str], reason: str) -> None:
+        with self._turning:
+            if self.era is not ending or self._closed:
+                return
+            ending.condemn(reason)  # before there is anything new that it could take for its own
+            self.endpoints = tuple(endpoints)
+            self._begin_era()
+        ending.end(reason)  # whoever hears that may try again at once
+
     def close(self) -> None:
         """Give back the lease and all that hangs on it, and end the threads. May be called twice."""
         if self._closed:
             return
         self._janitor.close()
-        self._closed = True
+        with self._turning:
+            self._closed = True
         self.wire.close()
         self._end()
 
@@ -160,7 +200,8 @@ class Session:
     async def close_async(self) -> None:
         """`close`, without blocking the event loop."""
         await asyncio.to_thread(self._janitor.close)
-        self._closed = True
+        with self._turning:
+            self._closed = True
         self.wire.close()
         await asyncio.to_thread(self._end)
 
@@ -240,6 +281,17 @@ class Session:
         if identity is not None:
             self.renounce(identity)
 
+    def heard_of(self, era: Era, cluster_id: int) -> None:
+        """Take note of the cluster that an answer came from; begin another era if it is not that of this one."""
+        if not era.is_about(cluster_id):
+            where = ", ".join(self.endpoints)
+            self._turn(
+                era,
+                self.endpoints,
+                f"the cluster at {where} was recovered from a member's data: what was under way has ended, and locks "
+                "and claims are free. Try again",
+            )
+
     def saw(self, revision: int) -> None:
         """Remember the revision: no read of this session may be older."""
         if revision > self.seen:
@@ -250,7 +302,10 @@ class Session:
         """Become a session of its own: threads and channels stay with the parent."""
         if not self._closed:
             _PARENTS.append((self._keeper, self.hub))
+            reason = self.era.reason
             self._start_afresh()
+            if reason:
+                self.lose(reason)
 
     def close_at_exit(self) -> None:
         """Close without complaint: the interpreter is going."""

@@ -379,11 +379,15 @@ class Watches:
 
 
 class WatchHub:
-    """The process's watches on one stream, read by one thread that starts with the first watch."""
+    """The process's watches on one stream, read by one thread that starts with the first watch.
 
-    def __init__(self, wire: Wire, revisions: Revisions) -> None:
+    ``on_reply`` is told from which cluster each answer came.
+    """
+
+    def __init__(self, wire: Wire, revisions: Revisions, *, on_reply: Callable[[int], None]) -> None:
         self._watches = Watches(revisions)
         self._wire = wire
+        self._on_reply = on_reply
         self._lock = threading.Lock()
         self._stream: Stream | None = None
         self._thread: threading.Thread | None = None
@@ -405,14 +409,19 @@ class WatchHub:
             self._start()
         return watching
 
-    def close(self) -> None:
-        """End the stream and its thread. Watchers are woken."""
+    def abandon(self) -> None:
+        """End the stream, without waiting for anybody. Watchers are woken."""
         self._closing.set()
         self._watches.close()
         with self._lock:
-            stream, thread = self._stream, self._thread
+            stream = self._stream
         if stream is not None:
             stream.cancel()
+
+    def close(self) -> None:
+        """End the stream and its thread. Watchers are woken."""
+        self.abandon()
+        thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=2.0)
 
@@ -449,6 +458,9 @@ class WatchHub:
             self._watches.travel_on(stream.send)
             with contextlib.closing(iter(stream)) as responses:
                 for response in responses:
+                    self._on_reply(response.header.cluster_id)
+                    if self._closing.is_set():
+                        return
                     if self._wire.signs_on and _is_about_rights(response) and time.monotonic() - opened > _FRESH_S:
                         raise Unavailable(f"the stream's token may have ended: {response.cancel_reason}")
                     self._watches.handle(response)

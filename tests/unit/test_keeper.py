@@ -13,7 +13,8 @@ import pytest
 from skyward_etcd.errors import Unavailable
 from skyward_etcd.ops.layout import Layout
 from skyward_etcd.session.keeper import Keeper
-from skyward_etcd.wire.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_TIME_TO_LIVE
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire.methods import LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_TIME_TO_LIVE, TXN
 
 TTL_S = 1
 SOON_S = 10.0
@@ -34,8 +35,11 @@ class DeafWire:
             self.changed.notify_all()
             if self.loses_replies:
                 raise Unavailable("lost on purpose")
+            header = pb.ResponseHeader(cluster_id=1)
+            if method is TXN:
+                return pb.TxnResponse(header=header, responses=[pb.ResponseOp(), pb.ResponseOp()])
             granted = method in (LEASE_GRANT, LEASE_KEEP_ALIVE, LEASE_TIME_TO_LIVE)
-            return SimpleNamespace(ID=7, TTL=self.ttl) if granted else SimpleNamespace(count=1)
+            return SimpleNamespace(header=header, **({"ID": 7, "TTL": self.ttl} if granted else {"count": 1}))
 
     def until_it_gets(self, path: str, *, after: float = 0.0) -> None:
         def has_it() -> bool:
@@ -52,7 +56,7 @@ def wire() -> DeafWire:
 
 @pytest.fixture
 def keeper(wire: DeafWire) -> Iterator[Keeper]:
-    running = Keeper(wire, Layout("keeper"), ttl_s=TTL_S, call_s=1.0, node="here")  # type: ignore[arg-type]
+    running = Keeper(wire, Layout("keeper"), ttl_s=TTL_S, call_s=1.0, node="here", on_reply=lambda _: None)  # type: ignore[arg-type]
     running.start()
     wire.until_it_gets(LEASE_KEEP_ALIVE.path)
     yield running

@@ -15,6 +15,7 @@ from skyward_etcd.errors import NotConnected, Unavailable
 from skyward_etcd.ops.attempt import repeatable
 from skyward_etcd.ops.effects import Call, Deadline, Identify, Operation, Watch
 from skyward_etcd.session import runner
+from skyward_etcd.session.era import Era
 from skyward_etcd.session.session import Session
 from skyward_etcd.session.signals import Signal
 from skyward_etcd.wire import messages as pb
@@ -35,6 +36,7 @@ class Mute:
         self.wire = SimpleNamespace(call=self._call, call_async=self._call_async, endpoints=("nowhere:1",))
         self.closed: list[bool] = []
         self.hub = SimpleNamespace(open=self._open)
+        self.era = Era(*[cast(Any, part) for part in (self.wire, self.wire, None, self.hub, None)])
 
     def join(self) -> None: ...
 

@@ -492,7 +492,7 @@ def wire() -> FakeWire:
 
 @pytest.fixture
 def hub(wire: FakeWire) -> Iterator[WatchHub]:
-    hub = WatchHub(cast(Wire, wire), Seen())
+    hub = WatchHub(cast(Wire, wire), Seen(), on_reply=lambda _: None)
     yield hub
     wire.may_open.set()
     hub.close()

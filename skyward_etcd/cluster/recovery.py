@@ -1,0 +1,181 @@
+"""Make a new cluster from what a lost one has left: the newest data that a surviving member has.
+
+A member that has lost its majority still tells what it has, and its whole data, though nothing can be written. A new
+cluster begins with that under another id and token, so that members of the old one can never mix with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from skyward_etcd.cluster import bootstrap
+from skyward_etcd.cluster.binary import Etcd, spell
+from skyward_etcd.cluster.member import Member, MemberSpec, data_directory, require_space
+from skyward_etcd.errors import PoolError, QuorumLost, SkywardEtcdError
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire.client import Wire
+from skyward_etcd.wire.methods import STATUS
+
+__all__ = ["Recovered", "newest", "recover_directory", "restore", "save"]
+
+_CALL_S = 3.0
+_SAVE_S = 300.0
+
+
+def newest(endpoints: Iterable[str]) -> str:
+    """Return which of these members has the highest revision. They need no majority to tell.
+
+    Raises:
+        QuorumLost: none of them answers.
+    """
+    revisions: dict[str, int] = {}
+    for endpoint in endpoints:
+        with contextlib.suppress(SkywardEtcdError), contextlib.closing(Wire((endpoint,))) as wire:
+            revisions[endpoint] = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).header.revision
+    if not revisions:
+        raise QuorumLost("no member of the cluster is left: there is nothing to recover from", maybe_applied=False)
+    return max(revisions, key=lambda endpoint: revisions[endpoint])
+
+
+def save(etcd: Etcd, endpoint: str, file: Path) -> None:
+    """Write all the data of one member into a file, checked by its hash.
+
+    Raises:
+        PoolError: that was not possible, for the reason given.
+    """
+    file.unlink(missing_ok=True)
+    _run(_tool(etcd, "etcdctl"), f"--endpoints={endpoint}", "snapshot", "save", file)
+
+
+def restore(etcd: Etcd, file: Path, spec: MemberSpec) -> None:
+    """Give a member that has never run the data of a file. Its spec says of which new cluster it is one.
+
+    Raises:
+        PoolError: that was not possible, for the reason given.
+    """
+    require_space(spec.data_dir, 1)
+    spec.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    peers = ",".join(f"{name}={url}" for name, url in spec.initial_cluster.items())
+    _run(
+        _tool(etcd, "etcdutl" if etcd.version >= (3, 6, 0) else "etcdctl"),  # which could do it until then
+        *("snapshot", "restore", file),
+        f"--data-dir={data_directory(spec)}",
+        f"--name={spec.name}",
+        f"--initial-cluster={peers}",
+        f"--initial-cluster-token={spec.token}",
+        f"--initial-advertise-peer-urls={spec.peer_url}",
+    )
+
+
+# --- a durable cluster that nobody runs
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What was done to a durable cluster's directory."""
+
+    source: str
+    """The member whose data were taken."""
+    revision: int
+    left: tuple[Path, ...]
+    """The old members' directories, which were not touched."""
+
+
+def recover_directory(directory: Path, etcd: Etcd, *, make_fit: Callable[[str], None]) -> Recovered:
+    """Give a durable cluster of which most data are lost new members, with the newest data that are left.
+
+    ``make_fit`` is given the endpoint of a member that has these data, before they are taken. Until all is done, the
+    old plan is in force, and the old members' data are there; nobody else uses the directory meanwhile.
+
+    Raises:
+        QuorumLost: no member has data that can be used.
+        PoolError: most have, so that the cluster is not lost; or the directory is in use, or holds no cluster.
+    """
+    before = bootstrap.planned(directory)
+    with bootstrap.claim(directory), contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recovering-", dir=directory)))
+        alone: dict[str, Member] = {}
+        for spec in before:
+            with contextlib.suppress(PoolError):  # these data are not to be used
+                alone[spec.name] = _started_alone(etcd, spec, scratch)
+                stack.callback(alone[spec.name].kill)
+        if len(alone) > len(before) // 2:
+            have = f"{len(alone)} of its {len(before)} members have their data ({', '.join(alone)})"
+            raise PoolError(f"the cluster in {directory} is not lost: {have}. Open it as always")
+        endpoint = newest(member.spec.endpoint for member in alone.values())
+        source = next(name for name, member in alone.items() if member.spec.endpoint == endpoint)
+        make_fit(endpoint)
+        save(etcd, endpoint, scratch / "snapshot")
+        with contextlib.closing(Wire((endpoint,))) as wire:
+            revision = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).header.revision
+        after = _successors(directory, before)
+        try:
+            for spec in after:
+                restore(etcd, scratch / "snapshot", spec)
+            bootstrap.replan(directory, after)
+        except BaseException:
+            for spec in after:
+                shutil.rmtree(spec.data_dir, ignore_errors=True)
+            raise
+    return Recovered(source, revision, tuple(spec.data_dir for spec in before if spec.data_dir.exists()))
+
+
+def _started_alone(etcd: Etcd, spec: MemberSpec, scratch: Path) -> Member:
+    """Run a copy of a member, at addresses that nobody knows. It reads its log to the end, which its data file lags."""
+    copy = bootstrap.newcomer(spec.name, scratch, spec.token)
+    copy = replace(copy, initial_cluster={copy.name: copy.peer_url}, state="new", alone=True)
+    if not data_directory(spec).is_dir():
+        raise PoolError(f"etcd member {spec.name} has no data")
+    shutil.copytree(data_directory(spec), data_directory(copy))
+    member = Member(etcd, copy)
+    try:
+        member.start()
+        member.wait_ready()
+    except BaseException:
+        member.kill()
+        raise
+    return member
+
+
+def _successors(directory: Path, before: Sequence[MemberSpec]) -> list[MemberSpec]:
+    """Plan a new cluster at the same addresses, whose members have names, and so directories, that none had before."""
+    token = secrets.token_hex(8)
+    names = {spec.name: f"{spec.name.partition('-')[0]}-{token[:6]}" for spec in before}
+    cluster = {names[spec.name]: spec.peer_url for spec in before}
+    return [
+        replace(spec, name=name, data_dir=directory / name, initial_cluster=cluster, token=token)
+        for spec, name in zip(before, names.values(), strict=True)
+    ]
+
+
+def _tool(etcd: Etcd, name: str) -> Path:
+    """Return the program of this name that lies beside etcd, else the one on PATH."""
+    beside = etcd.path.parent / name
+    found = beside if beside.exists() else shutil.which(name)
+    if found is None:
+        raise PoolError(
+            f"to recover a cluster, {name} is needed beside {etcd.path} (etcd {spell(etcd.version)}), or on PATH: "
+            "`skyward-etcd fetch` brings it; Debian's package is etcd-client"
+        )
+    return Path(found)
+
+
+def _run(*command: str | Path) -> None:
+    # As for a member: a tool takes nothing from ETCDCTL_... variables but the version of the interface.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "ETCDCTL_"))}
+    environment["ETCDCTL_API"] = "3"
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SAVE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PoolError(f"the cluster could not be recovered: {error}") from error
+    if done.returncode:
+        said = "\n".join((done.stdout + done.stderr).splitlines()[-5:])
+        raise PoolError(f"the cluster could not be recovered: {command[0]} ended with {done.returncode}:\n{said}")
