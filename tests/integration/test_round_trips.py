@@ -34,6 +34,7 @@ from skyward_etcd.collections.set import Set
 from skyward_etcd.errors import BrokenBarrier, LockTimeout
 from skyward_etcd.ops.effects import Await, Operation
 from skyward_etcd.session.session import Session
+from skyward_etcd.wire import messages as pb
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "architecture.md"
 
@@ -443,13 +444,15 @@ class Meter:
         wire, hub, watches = session.wire, session.hub, session.hub._watches
         run, run_async, call, call_async, watch = session.run, session.run_async, wire.call, wire.call_async, hub.open
 
-        def counted_call(*args: Any, **options: Any) -> Any:
+        def counted_call(method: Any, request: Any, **options: Any) -> Any:
             self._requests += measured.get()
-            return call(*args, **options)
+            check_writes(request)
+            return call(method, request, **options)
 
-        async def counted_call_async(*args: Any, **options: Any) -> Any:
+        async def counted_call_async(method: Any, request: Any, **options: Any) -> Any:
             self._requests += measured.get()
-            return await call_async(*args, **options)
+            check_writes(request)
+            return await call_async(method, request, **options)
 
         def counted_watch(*args: Any, **options: Any) -> Any:
             known = set(watches._watches)
@@ -492,6 +495,13 @@ class Meter:
                     effect = operation.send(result)
         except StopIteration as stop:
             return stop.value
+
+
+def check_writes(request: Any) -> None:
+    """No transaction may be one that only reads: etcd before 3.4.20 and 3.5.5 panics when its client goes (14110)."""
+    if isinstance(request, pb.TxnRequest):
+        operations = (*request.success, *request.failure)
+        assert any(not operation.HasField("request_range") for operation in operations), request
 
 
 def until(condition: Callable[[], bool]) -> None:
