@@ -68,12 +68,14 @@ class Keeper:
         self._wake.set()
 
     def renounce(self, identity: Identity) -> None:
-        """Take note that this identity's lease is gone."""
+        """Take note that this identity's lease is gone. Many may say so, each of whom knew it."""
         with self._lock:
+            is_news = not identity.lost.is_set()
             if self.identity is identity:
                 self.identity = None
                 self.ready.clear()
-        log.warning("session %s lost its lease: its locks, claims and barrier places are free", identity.id)
+        if is_news:
+            log.warning("session %s lost its lease: its locks, claims and barrier places are free", identity.id)
         identity.valid_until = 0.0
         identity.lost.set()
         self._wake.set()

@@ -32,6 +32,7 @@ from tests.integration.conftest import BINARIES, usable
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 RANDOM_MINUTES = float(os.environ.get("SKYWARD_ETCD_FAULT_MINUTES", "2"))
+FIRST_SEED = int(os.environ.get("SKYWARD_ETCD_FAULT_SEED", "0"))
 LARGE = bytes(500_000)
 
 
@@ -229,10 +230,13 @@ def on_a_small_disk(lab: FaultLab, start: Callable[[], str]) -> str:
 
 @pytest.mark.timeout(60 * RANDOM_MINUTES + 300)
 def test_random_faults_for_minutes(lab: FaultLab) -> None:
-    """SKYWARD_ETCD_FAULT_MINUTES says for how many. Every half minute the load is judged, and begins anew."""
+    """SKYWARD_ETCD_FAULT_MINUTES says for how many. Every half minute the load is judged, and begins anew.
+
+    Each round has its seed, from SKYWARD_ETCD_FAULT_SEED on: it decides on the faults, not on what comes of them.
+    """
     ends = time.monotonic() + 60 * RANDOM_MINUTES
     operations = faults = 0
-    for seed in itertools.count():
+    for seed in itertools.count(FIRST_SEED):
         chance = random.Random(seed)
         with Scenario(lab, seed=seed, namespace=f"random-{seed}") as scenario:
             round_ends = time.monotonic() + 30.0
@@ -243,7 +247,7 @@ def test_random_faults_for_minutes(lab: FaultLab) -> None:
             scenario.goes_on()
             scenario.check()
             operations += sum(map(len, scenario.histories.of.values()))
-        sys.stderr.write(f"{seed + 1} rounds: {operations} operations, {faults} faults, no violation\n")
+        sys.stderr.write(f"{seed + 1 - FIRST_SEED} rounds: {operations} operations, {faults} faults, no violation\n")
         if time.monotonic() > ends:
             return
 
