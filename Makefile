@@ -9,12 +9,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CHECKERS := $(VENV)/.checkers
+BENCH := $(VENV)/.bench
+BENCH_ARGS ?=
 PROTO_VENV := .venv-proto
 INTEROP_VENV := .venv-interop
 INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-interop test-simulation test-slow test-faults test-nightly lint format types proto build fetch-debian clean
+.PHONY: help demo test test-unit test-integration test-interop test-simulation test-slow test-faults test-nightly bench bench-quick lint format types proto build fetch-debian clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -34,6 +36,10 @@ $(INSTALLED): pyproject.toml
 
 $(CHECKERS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(BENCH): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
 # etcd3 imports only with a protobuf that nothing else of ours can use: docs/decisions/0002-etcd3-package.md.
@@ -69,6 +75,12 @@ test-faults: $(INSTALLED) ## every fault: SKYWARD_ETCD_FAULT_MINUTES=30 for long
 test-nightly: $(INSTALLED) ## 10,000 simulated histories for each collection, and half an hour of random faults
 	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
 	SKYWARD_ETCD_FAULT_MINUTES=30 $(BIN)/python -m pytest tests/faults/test_slow.py -k random $(PYTEST_ARGS)
+
+bench: $(BENCH) ## every target of speed beside its figure, on a quiet machine: BENCH_ARGS="--only queue" for some
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-quick: $(BENCH) ## the same with less of everything: three minutes
+	$(BIN)/python -m benchmarks --quick $(BENCH_ARGS)
 
 lint: $(CHECKERS) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""How fast the collections are, beside etcd's bare RPCs and its textbook recipes: ``make bench``."""

@@ -1,0 +1,224 @@
+"""What is shown and kept of a run: tables, a JSON file, a plot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from benchmarks.harness import Contest, Series
+from benchmarks.targets import Point, Result
+from skyward_etcd.cluster import binary
+
+__all__ = ["RESULTS", "About", "show_contest", "show_curves", "show_targets", "wide_console", "write"]
+
+RESULTS = Path(__file__).with_name("results")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Where and when a run was made: without it, its figures mean little."""
+
+    date: str
+    quick: bool
+    etcd: str
+    python: str
+    grpcio: str
+    skyward_etcd: str
+    cores: int
+    load_at_start: tuple[float, float, float]
+
+    @classmethod
+    def here(cls, *, quick: bool) -> About:
+        """Return it for a run that begins now."""
+        return cls(
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            quick,
+            binary.spell(binary.find(members=3).version),
+            platform.python_version(),
+            importlib.metadata.version("grpcio"),
+            importlib.metadata.version("skyward-etcd"),
+            len(os.sched_getaffinity(0)),
+            os.getloadavg(),
+        )
+
+    def __str__(self) -> str:
+        load = "/".join(f"{each:.1f}" for each in self.load_at_start)
+        return (
+            f"{self.date}, {'quick' if self.quick else 'full'} run: etcd {self.etcd}, Python {self.python}, grpcio "
+            f"{self.grpcio}, {self.cores} cores, load average at start {load}"
+        )
+
+
+def wide_console() -> Console:
+    """Return the terminal, or, where there is none, a page that is wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+def show_contest(console: Console, title: str, contest: Contest) -> None:
+    """Print a measurement's contestants in one line each."""
+    console.print(escape(title), style="bold", highlight=False)
+    for name, series in contest.items():
+        console.print(f"  {name:17}{_line(series)}", highlight=False, soft_wrap=True)
+
+
+def show_targets(console: Console, results: Sequence[Result]) -> None:
+    """Print every target with its figure beside its goal."""
+    table = Table("target", "what", "measured", "goal", "met", title="Targets")
+    for result in results:
+        verdict = {None: "–", True: "[green]yes[/green]", False: "[red]NO[/red]"}[result.met]
+        unit = "×" if result.target.goal.unit.startswith("×") else result.target.goal.unit
+        figure = "–" if result.why_not else f"{_number(result.figure)} {unit}"
+        remark = f"not measured: {result.why_not}" if result.why_not else result.note
+        what = escape(result.target.asks) + (f"\n[dim]{escape(remark)}[/dim]" if remark else "")
+        table.add_row(result.target.name, what, figure, str(result.target.goal), verdict)
+    console.print(table)
+    met = [result.met for result in results]
+    console.print(f"met: {met.count(True)}, not met: {met.count(False)}, not measured: {met.count(None)}")
+
+
+def show_curves(console: Console, points: Sequence[Point]) -> None:
+    """Print the aggregate rates, a line for each curve and number of workers."""
+    if not points:
+        return
+    table = Table("operation", "processes", "ours, /s", "stub, /s", "ours / stub", "textbook, /s", title="Rates")
+    for point in points:
+        ours, stub, textbook = (_rate(point.contest, name) for name in ("ours", "stub", "textbook"))
+        cells = (ours, stub, ours / stub, textbook)
+        table.add_row(point.curve.name, str(point.workers), *("–" if math.isnan(c) else _number(c) for c in cells))
+    console.print(table)
+
+
+def write(about: About, results: Sequence[Result], points: Sequence[Point]) -> list[Path]:
+    """Write the JSON file and the plot, named after the date, and return their paths."""
+    RESULTS.mkdir(exist_ok=True)
+    stem = f"{about.date[:19].replace(':', '')}-{'quick' if about.quick else 'full'}"
+    data, plot = RESULTS / f"{stem}.json", RESULTS / f"{stem}.png"
+    data.write_text(json.dumps(_as_json(about, results, points), indent=1, ensure_ascii=False) + "\n")
+    _plot(plot, about, results, points)
+    return [data, plot]
+
+
+def _line(series: Series) -> str:
+    parts = [f"p50 {series.p50 * 1e3:8.3f} ms  p99 {series.p99 * 1e3:8.3f} ms"]
+    for figure, text in (
+        (series.rate, f"{_number(series.rate):>8}/s"),
+        (series.cpu_each, f"CPU {series.cpu_each * 1e6:6.0f} µs"),
+        (series.operations, f"n={series.operations}"),
+        (series.counted, f"counted {_number(series.counted)}"),
+    ):
+        parts += [] if math.isnan(figure) else [text]
+    return "  ".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _rate(contest: Contest, name: str) -> float:
+    return contest[name].rate if name in contest else math.nan
+
+
+def _as_json(about: About, results: Sequence[Result], points: Sequence[Point]) -> Mapping[str, Any]:
+    return {
+        "about": asdict(about),
+        "targets": [
+            {
+                "name": result.target.name,
+                "asks": result.target.asks,
+                "goal": asdict(result.target.goal),
+                "figure": _or_none(result.figure),
+                "met": result.met,
+                "not_measured": result.why_not or None,
+                "note": result.note or None,
+                "contestants": _contestants(result.contest),
+            }
+            for result in results
+        ],
+        "curves": [
+            {"name": point.curve.name, "workers": point.workers, "contestants": _contestants(point.contest)}
+            for point in points
+        ],
+    }
+
+
+def _contestants(contest: Contest) -> Mapping[str, Mapping[str, float | None]]:
+    return {
+        name: {
+            "p50_s": _or_none(series.p50),
+            "p99_s": _or_none(series.p99),
+            "rate_per_s": _or_none(series.rate),
+            "cpu_s": _or_none(series.cpu_each),
+            "counted": _or_none(series.counted),
+            "operations": series.operations,
+            "repeats": len(series.timings),
+        }
+        for name, series in contest.items()
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plot(path: Path, about: About, results: Sequence[Result], points: Sequence[Point]) -> None:
+    """Draw how far each target is from its goal, and the rates over the number of workers."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # it writes a file: no display is needed
+    from matplotlib import pyplot as plt
+
+    draw: Any = plt  # its types are partial
+    curves = list(dict.fromkeys(point.curve.name for point in points))
+    figure, axes = draw.subplots(1, 1 + bool(curves), figsize=(9 + 6 * bool(curves), 9), squeeze=False)
+    _draw_targets(
+        axes[0][0], [each for each in results if not each.why_not and each.figure > 0 < each.target.goal.value]
+    )
+    if curves:
+        _draw_curves(axes[0][1], points, curves)
+    figure.suptitle(str(about), fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    draw.close(figure)
+
+
+def _draw_targets(axis: Any, measured: Sequence[Result]) -> None:
+    """A bar to the right is better than the goal by that factor, one to the left worse."""
+    better = [
+        each.target.goal.value / each.figure if each.target.goal.bound == "≤" else each.figure / each.target.goal.value
+        for each in measured
+    ]
+    names = [f"{each.target.name}: {_number(each.figure)} ({each.target.goal})" for each in measured]
+    colours = ["tab:green" if each.met else "tab:red" for each in measured]
+    axis.barh(names, [value - 1 for value in better], left=1, color=colours)
+    axis.set_xscale("log")
+    axis.axvline(1, color="black", linewidth=1)
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=7)
+    axis.set_xlabel("times better than the goal")
+
+
+def _draw_curves(axis: Any, points: Sequence[Point], curves: Sequence[str]) -> None:
+    for colour, name in enumerate(curves):
+        mine = [point for point in points if point.curve.name == name]
+        workers = [point.workers for point in mine]
+        for contestant, style in (("ours", "-"), ("stub", ":"), ("textbook", "--")):
+            rates = [_rate(point.contest, contestant) for point in mine]
+            axis.plot(workers, rates, style, color=f"C{colour}", marker="o", label=f"{name}, {contestant}")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xlabel("worker processes")
+    axis.set_ylabel("operations a second, together")
+    axis.legend(fontsize=7)

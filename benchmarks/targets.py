@@ -1,0 +1,317 @@
+"""What we want to be, as a table: each target with what it asks, how that is measured, and its goal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks import measures
+from benchmarks.harness import Contest, ratio
+from benchmarks.measures import Measure
+
+__all__ = ["CURVES", "TARGETS", "Curve", "Goal", "Point", "Result", "Target"]
+
+Figure = Callable[[Contest], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a figure shall be."""
+
+    bound: Literal["≤", "≥", "="]
+    value: float
+    unit: str
+
+    def met(self, figure: float) -> bool:
+        """Tell whether a figure is good enough; one that is not a number is not."""
+        match self.bound:
+            case "≤":
+                return figure <= self.value
+            case "≥":
+                return figure >= self.value
+            case "=":
+                return figure == self.value
+
+    def __str__(self) -> str:
+        return f"{self.bound} {self.value:,g} {self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One line of the table."""
+
+    name: str
+    asks: str
+    goal: Goal
+    measure: Measure | None = None
+    figure: Figure | None = None
+    why_not: str = ""
+    """Why it is not measured, if it is not."""
+    note: str = ""
+    """Where the measurement differs from what the goal says."""
+    quick_note: str = ""
+    """Where that of a quick run does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """An aggregate rate over the number of worker processes."""
+
+    name: str
+    asks: str
+    measure: Callable[..., Contest]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a target."""
+
+    target: Target
+    contest: Contest
+    figure: float
+    why_not: str = ""
+    """Why there is no figure, if there is none."""
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None if it was not measured."""
+        return None if self.why_not else self.target.goal.met(self.figure)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An aggregate rate with so many workers."""
+
+    curve: Curve
+    workers: int
+    contest: Contest
+
+
+# ---- how a figure comes from a contest
+
+
+def p50(one: str, other: str, times: float = 1) -> Figure:
+    """How many times the other's p50 (or ``times`` of them) the one's is."""
+    return lambda contest: ratio(contest[one].p50, times * contest[other].p50)
+
+
+def rate(one: str, other: str | None = None) -> Figure:
+    """How many a second, or how many times the other's."""
+    return lambda contest: ratio(contest[one].rate, contest[other].rate if other else 1)
+
+
+def slower(one: str, other: str) -> Figure:
+    """How many times longer the other takes: its p50 by the one's."""
+    return p50(other, one)
+
+
+def cpu_over(one: str, other: str) -> Figure:
+    """Microseconds of CPU an operation that the one takes more than the other."""
+    return lambda contest: (contest[one].cpu_each - contest[other].cpu_each) * 1e6
+
+
+def counted(one: str) -> Figure:
+    """What was counted."""
+    return lambda contest: contest[one].counted
+
+
+def seconds(one: str) -> Figure:
+    """How long it took."""
+    return lambda contest: contest[one].seconds
+
+
+# ---- the table
+
+_READ_STRONG = Measure(measures.dict_read, ("strong",))
+_READ_EVENTUAL = Measure(measures.dict_read, ("eventual",))
+_WRITE = Measure(measures.dict_write)
+_ADD = Measure(measures.set_add)
+_ONE_CALLER = (
+    ("dict-read-strong", "d[k] of a strong dict", _READ_STRONG),
+    ("dict-read-eventual", "d[k] of an eventual dict", _READ_EVENTUAL),
+    ("dict-write", "d[k] = v", _WRITE),
+    ("set-add", "s.add(m)", _ADD),
+)
+_THREADS = Measure(measures.counter_threads, (32,))
+_MANY = Measure(measures.queue_many)
+
+_OURS: tuple[Target, ...] = (
+    *(
+        Target(
+            name,
+            f"{what}: p50, one thread, one member",
+            Goal("≤", 1.15, "× the stub"),
+            measure,
+            p50("ours", "stub"),
+        )
+        for name, what, measure in _ONE_CALLER
+    ),
+    *(
+        Target(
+            f"cpu-{name}",
+            f"{what}: CPU of our layers an operation",
+            Goal("≤", 15, "µs"),
+            measure,
+            cpu_over("ours", "wire"),
+            note="more than the same RPC on our own transport takes",
+        )
+        for name, what, measure in _ONE_CALLER
+    ),
+    Target(
+        "counter-8",
+        "8 processes on one counter: increments/s",
+        Goal("≥", 5, "× the textbook"),
+        Measure(measures.counter, (8,)),
+        rate("ours", "textbook"),
+    ),
+    Target(
+        "counter-32",
+        "32 processes on one counter: increments/s",
+        Goal("≥", 15, "× the textbook"),
+        Measure(measures.counter, (32,)),
+        rate("ours", "textbook"),
+    ),
+    Target(
+        "counter-threads",
+        "32 threads of one process on one counter: increments/s",
+        Goal("≥", 100, "× the textbook"),
+        _THREADS,
+        rate("ours", "textbook"),
+    ),
+    Target("counter-threads-rate", "the same, alone", Goal("≥", 15_000, "/s"), _THREADS, rate("ours")),
+    Target("counter-threads-unique", "totals that two got", Goal("=", 0, "totals"), _THREADS, counted("ours")),
+    Target(
+        "queue-length",
+        "q.get() with 1,000,000 items waiting: p50",
+        Goal("≤", 1.3, "× at 10"),
+        Measure(measures.queue_length, (1_000_000, 100_000)),
+        p50("ours", "ours at 10"),
+        quick_note="100,000 items",
+    ),
+    Target(
+        "queue-textbook",
+        "q.get() with 100,000 items waiting: p50",
+        Goal("≥", 500, "× quicker than the textbook"),
+        Measure(measures.queue_textbook, (100_000,)),
+        slower("ours", "textbook"),
+    ),
+    Target(
+        "queue-get-8",
+        "8 consumers of one queue: items/s",
+        Goal("≥", 0.8, "× the stub's deletes"),
+        Measure(measures.queue_get, (8,)),
+        rate("ours", "stub"),
+    ),
+    Target(
+        "queue-put-8",
+        "8 producers of one queue: items/s",
+        Goal("≥", 0.8, "× the stub's puts"),
+        Measure(measures.queue_put, (8,)),
+        rate("ours", "stub"),
+    ),
+    Target("queue-put-many", "q.put_many(), one caller", Goal("≥", 20_000, "items/s"), _MANY, rate("put_many")),
+    Target("queue-get-many", "q.get_many(), one caller", Goal("≥", 20_000, "items/s"), _MANY, rate("get_many")),
+    Target(
+        "queue-wake",
+        "from a put's beginning to the end of another process's waiting get: p50",
+        Goal("≤", 2, "round trips"),
+        Measure(measures.wake_up),
+        p50("ours", "stub"),
+        note="a round trip is a Put of the stub",
+    ),
+    Target(
+        "queue-waiters",
+        "100 waiting threads, one put: requests of all of them",
+        Goal("≤", 3, "requests"),
+        Measure(measures.waiters, (100,)),
+        counted("ours"),
+        note="counted by etcd; more than the waiters that make one, if one makes two",
+    ),
+    Target(
+        "lock-alone",
+        "acquire and release of a free lock: requests",
+        Goal("=", 2, "requests"),
+        Measure(measures.lock_alone),
+        lambda contest: round(contest["ours"].counted, 1),
+        note="counted by etcd",
+    ),
+    *(
+        Target(
+            f"lock-handover-{contenders}",
+            f"lock, {contenders} contending processes: from a release to the next acquire, p50",
+            Goal("≤", 3, "round trips"),
+            Measure(measures.lock_handover, (contenders,)),
+            p50("ours", "stub"),
+            note="a round trip is a Put of the stub",
+        )
+        for contenders in (2, 32)
+    ),
+    Target(
+        "barrier-64",
+        "barrier: from the last of 64 arrivals until all go on, p50",
+        Goal("≤", 5, "× that of 2"),
+        Measure(measures.barrier, (8, 8)),
+        p50("ours", "ours, 2"),
+        note="8 processes of 8 threads",
+    ),
+    Target(
+        "dict-update",
+        "d.update() of 1,000 entries: entries/s",
+        Goal("≥", 15, "× one put each"),
+        Measure(measures.dict_update),
+        rate("update", "one by one"),
+    ),
+    Target(
+        "dict-items",
+        "d.items() of 100,000 entries",
+        Goal("≤", 1, "s"),
+        Measure(measures.dict_items, (100_000,)),
+        seconds("ours"),
+    ),
+)
+
+_NO_NEAR_CACHE = "there is no near-cache yet"
+_NO_COALESCING = "there is no coalescing yet"
+_NO_ADAPTER = "no adapter for this peer yet"
+
+_NOT_YET: tuple[Target, ...] = (
+    Target("near-cache-dict", "read of a near-cached dict", Goal("≤", 2, "µs"), why_not=_NO_NEAR_CACHE),
+    Target("near-cache-set", "read of a near-cached set", Goal("≤", 2, "µs"), why_not=_NO_NEAR_CACHE),
+    Target(
+        "coalescing-threads",
+        "32 threads, independent strong reads and writes: operations/s",
+        Goal("≥", 5, "× the stub from 32 threads"),
+        why_not=_NO_COALESCING,
+    ),
+    Target(
+        "coalescing-tasks",
+        "1,000 concurrent get_async and set_async: operations/s",
+        Goal("≥", 5, "× the grpc.aio stub"),
+        why_not=_NO_COALESCING,
+    ),
+    Target("coalescing-alone", "what a lone caller pays for it", Goal("≤", 3, "% of p50"), why_not=_NO_COALESCING),
+    *(
+        Target(f"peer-{name}", f"every operation, 4 and 8 processes: {peer}", Goal("≥", 1, "× it"), why_not=_NO_ADAPTER)
+        for name, peer in (
+            ("skyward-0.10", "Skyward 0.10, its default backend"),
+            ("skyward-0.12", "Skyward 0.12, its default backend"),
+            ("ray", "Ray's actors and queues"),
+            ("dask", "Dask's Variable, Queue, Lock"),
+            ("kazoo", "kazoo, 3 ZooKeeper servers"),
+            ("redis", "Redis, one server, appendfsync always (ratio for information)"),
+            ("manager", "multiprocessing.Manager, one machine (ratio for information)"),
+        )
+    ),
+)
+
+TARGETS: tuple[Target, ...] = (*_OURS, *_NOT_YET)
+
+CURVES: tuple[Curve, ...] = (
+    Curve("rates-dict-read-strong", "strong reads of one entry", measures.dict_reads),
+    Curve("rates-dict-write", "writes, an entry for each worker", measures.dict_writes),
+    Curve("rates-counter", "increments of one counter", measures.counter),
+    Curve("rates-queue-put", "puts into one queue", measures.queue_put),
+    Curve("rates-queue-get", "gets from one queue", measures.queue_get),
+)
