@@ -32,7 +32,7 @@ def main(*, quick: bool, only: tuple[str, ...], only_list: bool, write: bool) ->
         raise click.BadParameter(f"nothing begins with {' or '.join(only)}: see --list", param_hint="--only")
     if only_list:
         for target in targets:
-            click.echo(f"{target.name:24} {target.asks}: {target.goal}")
+            click.echo(f"{target.name:24} {target.asks}: {target.goal or 'for information'}")
         for curve in curves:
             click.echo(f"{curve.name:24} {curve.asks}, over the number of processes")
         return

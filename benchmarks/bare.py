@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -123,7 +123,7 @@ def end_of(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes((prefix[-1] + 1,))
 
 
-def kv_requests(endpoints: list[str]) -> int:
+def kv_requests(endpoints: Sequence[str]) -> int:
     """Return how many reads, writes and transactions the members have answered since they started.
 
     From etcd's own metrics: so it does not matter which process, thread or layer asked. Leases, watches and questions

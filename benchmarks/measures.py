@@ -52,6 +52,7 @@ class Bench:
         self._names = itertools.count()
         self._taken: dict[Measure, Contest] = {}
         self._clusters: dict[int, LocalCluster] = {}
+        self._long: dict[int, sky.Queue] = {}
         self._open = contextlib.ExitStack()
         self.fleet = Fleet()
 
@@ -100,6 +101,13 @@ class Bench:
     def stub(self, members: int = 3) -> Stub:
         """Return this process's bare stub, to the member that the session asks too."""
         return stub(self.endpoints(members)[0])
+
+    def long_queue(self, waiting: int) -> sky.Queue:
+        """Return the queue of this run in which so many items wait. Who takes one puts one first."""
+        if waiting not in self._long:
+            self._long[waiting] = self.session().queue(self.fresh())
+            _fill(self._long[waiting], waiting)
+        return self._long[waiting]
 
     def __enter__(self) -> Self:
         return self
@@ -302,13 +310,15 @@ def stub_delete(where: Endpoints, name: str, number: int) -> Operation:
 
 
 def queue_get(bench: Bench, workers: int) -> Contest:
-    """All workers get from one queue; the stub deletes keys that are there, each worker its own."""
+    """All workers get from one queue; the stub deletes keys that are there, each its own. Counted: requests a get."""
     times = bench.pick(300, 100)
 
     def run(make: Maker, fill: Callable[[str], None]) -> Timing:
         task = bench.task()
         fill(task.name)
-        return merged(bench.fleet.run(partial(loop, make, task, times, 60.0), workers))
+        before = kv_requests(bench.endpoints())
+        timing = merged(bench.fleet.run(partial(loop, make, task, times, 60.0), workers))
+        return replace(timing, counted=(kv_requests(bench.endpoints()) - before) / len(timing.latencies))
 
     def fill_ours(name: str) -> None:
         bench.session().queue(name).put_many([VALUE] * (workers * (times + 1)))  # one more each: the warm-up
@@ -377,9 +387,7 @@ def counter_threads(bench: Bench, threads: int) -> Contest:
 
 def queue_length(bench: Bench, full: int, quick: int) -> Contest:
     """Get from a queue that stays at its length: what is got was put before, untimed."""
-    waiting = bench.pick(full, quick)
-    long, short, name = bench.session().queue(bench.fresh()), bench.session().queue(bench.fresh()), bench.fresh()
-    _fill(long, waiting)
+    long, short, name = bench.long_queue(bench.pick(full, quick)), bench.session().queue(bench.fresh()), bench.fresh()
     _fill(short, 10)
     put_key, delete_key = (make(bench.endpoints(), name, 0) for make in (stub_put, stub_delete))
     times = bench.pick(200, 60)
@@ -397,13 +405,12 @@ def queue_length(bench: Bench, full: int, quick: int) -> Contest:
 
 def queue_textbook(bench: Bench, waiting: int) -> Contest:
     """Get from a long queue, ours and the recipe's."""
-    ours, recipe = bench.session().queue(bench.fresh()), TextbookQueue(bench.stub(), bench.fresh())
-    _fill(ours, waiting)
+    ours, recipe = bench.long_queue(waiting), TextbookQueue(bench.stub(), bench.fresh())
     _fill(recipe, waiting)
-    timed(_taking(ours), 20)
+    timed(_taking(ours), 20, before=partial(ours.put, VALUE))
     return interleaved(
         {
-            "ours": partial(timed, _taking(ours), bench.pick(200, 60)),
+            "ours": partial(timed, _taking(ours), bench.pick(200, 60), before=partial(ours.put, VALUE)),
             "textbook": partial(timed, recipe.get, bench.pick(5, 2)),
             "stub": partial(timed, stub_write(bench.endpoints(), bench.fresh(), 0), bench.pick(200, 60)),
         },
@@ -512,7 +519,7 @@ def waiters(bench: Bench, count: int) -> Contest:
     def quiet() -> int:
         """Return the number of requests once nobody has made one for a moment: then all are waiting."""
         before = -1
-        while (now := kv_requests(list(endpoints))) != before:
+        while (now := kv_requests(endpoints)) != before:
             before = now
             time.sleep(0.2)
         return now
@@ -560,9 +567,9 @@ def lock_alone(bench: Bench) -> Contest:
         bare.txn(pb.TxnRequest(success=[delete(key)]))
 
     def run(pair: Operation) -> Timing:
-        before = kv_requests(list(bench.endpoints()))
+        before = kv_requests(bench.endpoints())
         timing = timed(pair, times)
-        return replace(timing, counted=(kv_requests(list(bench.endpoints())) - before) / times)
+        return replace(timing, counted=(kv_requests(bench.endpoints()) - before) / times)
 
     for pair in (our_pair, textbook_pair, stub_pair):
         timed(pair, 10)

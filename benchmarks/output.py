@@ -79,11 +79,12 @@ def show_targets(console: Console, results: Sequence[Result]) -> None:
     table = Table("target", "what", "measured", "goal", "met", title="Targets")
     for result in results:
         verdict = {None: "–", True: "[green]yes[/green]", False: "[red]NO[/red]"}[result.met]
-        unit = "×" if result.target.goal.unit.startswith("×") else result.target.goal.unit
+        goal = result.target.goal
+        unit = "×" if goal is None or goal.unit.startswith("×") else goal.unit
         figure = "–" if result.why_not else f"{_number(result.figure)} {unit}"
         remark = f"not measured: {result.why_not}" if result.why_not else result.note
         what = escape(result.target.asks) + (f"\n[dim]{escape(remark)}[/dim]" if remark else "")
-        table.add_row(result.target.name, what, figure, str(result.target.goal), verdict)
+        table.add_row(result.target.name, what, figure, str(goal or "–"), verdict)
     console.print(table)
     met = [result.met for result in results]
     console.print(f"met: {met.count(True)}, not met: {met.count(False)}, not measured: {met.count(None)}")
@@ -138,7 +139,7 @@ def _as_json(about: About, results: Sequence[Result], points: Sequence[Point]) -
             {
                 "name": result.target.name,
                 "asks": result.target.asks,
-                "goal": asdict(result.target.goal),
+                "goal": asdict(result.target.goal) if result.target.goal else None,
                 "figure": _or_none(result.figure),
                 "met": result.met,
                 "not_measured": result.why_not or None,
@@ -183,9 +184,7 @@ def _plot(path: Path, about: About, results: Sequence[Result], points: Sequence[
     draw: Any = plt  # its types are partial
     curves = list(dict.fromkeys(point.curve.name for point in points))
     figure, axes = draw.subplots(1, 1 + bool(curves), figsize=(9 + 6 * bool(curves), 9), squeeze=False)
-    _draw_targets(
-        axes[0][0], [each for each in results if not each.why_not and each.figure > 0 < each.target.goal.value]
-    )
+    _draw_targets(axes[0][0], results)
     if curves:
         _draw_curves(axes[0][1], points, curves)
     figure.suptitle(str(about), fontsize=8)
@@ -194,15 +193,15 @@ def _plot(path: Path, about: About, results: Sequence[Result], points: Sequence[
     draw.close(figure)
 
 
-def _draw_targets(axis: Any, measured: Sequence[Result]) -> None:
+def _draw_targets(axis: Any, results: Sequence[Result]) -> None:
     """A bar to the right is better than the goal by that factor, one to the left worse."""
-    better = [
-        each.target.goal.value / each.figure if each.target.goal.bound == "≤" else each.figure / each.target.goal.value
-        for each in measured
-    ]
-    names = [f"{each.target.name}: {_number(each.figure)} ({each.target.goal})" for each in measured]
-    colours = ["tab:green" if each.met else "tab:red" for each in measured]
-    axis.barh(names, [value - 1 for value in better], left=1, color=colours)
+    for result in results:
+        goal = result.target.goal
+        if goal is None or goal.bound == "=" or result.why_not or not result.figure > 0:  # no factor can be told
+            continue
+        better = goal.value / result.figure if goal.bound == "≤" else result.figure / goal.value
+        name = f"{result.target.name}: {_number(result.figure)} ({goal})"
+        axis.barh(name, better - 1, left=1, color="tab:green" if result.met else "tab:red")
     axis.set_xscale("log")
     axis.axvline(1, color="black", linewidth=1)
     axis.invert_yaxis()
@@ -213,12 +212,14 @@ def _draw_targets(axis: Any, measured: Sequence[Result]) -> None:
 def _draw_curves(axis: Any, points: Sequence[Point], curves: Sequence[str]) -> None:
     for colour, name in enumerate(curves):
         mine = [point for point in points if point.curve.name == name]
-        workers = [point.workers for point in mine]
         for contestant, style in (("ours", "-"), ("stub", ":"), ("textbook", "--")):
-            rates = [_rate(point.contest, contestant) for point in mine]
-            axis.plot(workers, rates, style, color=f"C{colour}", marker="o", label=f"{name}, {contestant}")
+            there = [point for point in mine if contestant in point.contest]
+            if there:
+                workers, rates = [each.workers for each in there], [_rate(each.contest, contestant) for each in there]
+                axis.plot(workers, rates, style, color=f"C{colour}", marker="o", label=f"{name}, {contestant}")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_xlabel("worker processes")
     axis.set_ylabel("operations a second, together")
     axis.legend(fontsize=7)
