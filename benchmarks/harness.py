@@ -206,7 +206,13 @@ class Fleet:
         """
         while len(self._workers) < workers:
             self._start()
-        pipes = [pipe for _, pipe in self._workers[:workers]]
+        try:
+            return self._run(job, [pipe for _, pipe in self._workers[:workers]])
+        except BaseException:
+            self.kill()  # the others are in the middle of it: the next job gets new ones
+            raise
+
+    def _run(self, job: Job[T], pipes: Sequence[Connection]) -> list[T]:
         for pipe in pipes:
             pipe.send(job)
         for pipe in pipes:
@@ -223,18 +229,21 @@ class Fleet:
         theirs.close()
         self._workers.append((process, ours))
 
+    def kill(self) -> None:
+        """End all workers; what they had at etcd ends with the cluster."""
+        for process, pipe in self._workers:
+            process.kill()
+            process.join()
+            pipe.close()
+        self._workers.clear()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for _, pipe in self._workers:
-            pipe.close()  # the end of the pipe is the end of the worker
-        for process, _ in self._workers:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
+        self.kill()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +259,7 @@ def _received(pipe: Connection) -> Any:
 
 
 def _serve(pipe: Connection, number: int) -> None:
-    """Do what comes through the pipe until it ends: the life of a worker."""
+    """Do what comes through the pipe, until we are killed or our owner is no more: the life of a worker."""
     while True:
         try:
             job: Job[Any] = pipe.recv()

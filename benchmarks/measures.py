@@ -115,7 +115,7 @@ class Bench:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.fleet.__exit__(kind, error, trace)
+        self.fleet.kill()
         while _opened:
             _opened.pop().close()
         session.cache_clear()
