@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout
-from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound, OutcomeUnknown, QuorumLost, Unavailable
+from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound, OutcomeUnknown, QuorumLost
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import not_done, range_, txn_repeatable
+from skyward_etcd.ops.attempt import call_in_doubt, not_done, range_, txn_repeatable
 from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
@@ -113,8 +113,7 @@ class Barrier(Collection):
                 raise
             except BaseException as error:
                 if gate is not None:
-                    if isinstance(error, Unavailable):
-                        error.maybe_applied = True  # the others may have passed with us
+                    call_in_doubt(error)  # the others may have passed with us
                     self._leaves(gate, error)
                     yield Later(partial(self._break, gate))
                 raise

@@ -19,7 +19,7 @@ from skyward_etcd.collections.front import Act, Front, Undo
 from skyward_etcd.collections.places import Places
 from skyward_etcd.errors import HoldLost, LeaseNotFound, NotHeld, OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import not_done, txn_repeatable
+from skyward_etcd.ops.attempt import call_in_doubt, not_done, txn_repeatable
 from skyward_etcd.ops.effects import Identify, Identity, Later, Operation, Renounce
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
 from skyward_etcd.session.session import Session
@@ -274,7 +274,8 @@ class Claims:
             outcome = yield from prove([done], identity=claim.identity, what=self._what)
         except LeaseNotFound as gone:
             raise self._lost(claim) from gone
-        except BaseException:
+        except BaseException as error:
+            call_in_doubt(error)
             yield Later(partial(self._finish, done))
             raise
         if outcome.taken is None:
@@ -301,7 +302,8 @@ class Claims:
         let_go = partial(self._let_go, claim.identity, claim.item, claim.made_at)
         try:
             yield from let_go()
-        except BaseException:
+        except BaseException as error:
+            call_in_doubt(error)
             yield Later(let_go)
             raise
         if self._most is not None and claim.deliveries >= self._most:

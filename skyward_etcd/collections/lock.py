@@ -17,7 +17,7 @@ from typing import TypeVar
 from skyward_etcd.collections.base import Collection, check_timeout, guarded
 from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown, QuorumLost
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import delete_repeatable, not_done, once, range_
+from skyward_etcd.ops.attempt import call_in_doubt, delete_repeatable, not_done, once, range_
 from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Renounce, Watch
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Guard, prove
@@ -180,7 +180,8 @@ class Lock(Collection):
         request = kv.txn((kv.created_at(hold.key, hold.entered),), (kv.delete(hold.key),))
         try:
             reply, doubt = yield from once(request, request, what=self._what)
-        except BaseException:
+        except BaseException as error:
+            call_in_doubt(error)
             yield Later(partial(delete_repeatable, hold.key))
             raise
         if not reply.succeeded and not doubt:

@@ -12,6 +12,7 @@ from skyward_etcd.wire.methods import DELETE_RANGE, RANGE, TXN, Method
 
 __all__ = [
     "all_of",
+    "call_in_doubt",
     "delete_repeatable",
     "not_done",
     "once",
@@ -88,6 +89,12 @@ def recall(key: bytes, revision: int, *, what: str) -> Operation[pb.KeyValue | N
     return reply.kvs[0] if reply.kvs else None
 
 
+def call_in_doubt(error: BaseException) -> None:
+    """Let an `Unavailable` say that it may have been applied: other requests were, or one is owed to the background."""
+    if isinstance(error, Unavailable):
+        error.maybe_applied = True
+
+
 def all_of(parts: Iterable[Operation[None]]) -> Operation[None]:
     """Do one part after the other. Where one is not done, those before it are, and `Unavailable` says so."""
     begun = False
@@ -95,7 +102,8 @@ def all_of(parts: Iterable[Operation[None]]) -> Operation[None]:
         try:
             yield from part
         except Unavailable as lost:
-            lost.maybe_applied = lost.maybe_applied or begun
+            if begun:
+                call_in_doubt(lost)
             raise
         begun = True
 

@@ -39,7 +39,8 @@ async def test_lost_answers_neither_lose_nor_double_anything(
 
     found = await asyncio.to_thread(verdicts, three_members.endpoints, f"once-{seed}", histories, committed)
     assert not found, "\n\n".join(found) + f"\n{histories}"
-    assert not histories.unknown(), "every member answered all the time, so that every outcome could be known"
+    unknown = {each.call for each in histories.unknown()}
+    assert unknown <= {"get", "claim"}, "every member answers all the time: only who is in a hurry may have to give up"
 
 
 @pytest.mark.parametrize("kind", PLANTED)

@@ -162,7 +162,7 @@ async def test_waiters_of_a_process_get_items_in_the_order_in_which_they_came(sk
     q, waiting = calls(sky.queue("q")), list[asyncio.Task[Any]]()
     for number in range(4):
         waiting.append(asyncio.create_task(q.get(timeout=20)))
-        await until(partial(_has_watchers, sky, number + 1))
+        await until(partial(_wait_idly, sky, number + 1))
     for number in range(4):
         await sky.queue("q").put_async(number)
         await asyncio.wait(waiting[number:], return_when=asyncio.FIRST_COMPLETED)
@@ -352,5 +352,7 @@ async def test_when_answers_are_lost_many_items_keep_their_order(solo: Connectio
     assert got == list(range(300))
 
 
-def _has_watchers(sky: Connection, number: int) -> bool:
-    return watchers(sky) == number
+def _wait_idly(sky: Connection, number: int) -> bool:
+    """Tell whether so many wait for an item and have nothing more to ask: who has come may still be looking."""
+    watches = list(sky._session().hub._watches._watches.values())
+    return sum(bool(each._wakers) for watch in watches if b"/items/" in watch.key for each in watch.watchers) == number
