@@ -172,7 +172,11 @@ class Lock(Collection):
         return reply.kvs[1].key if len(reply.kvs) > 1 else None
 
     def _release(self, hold: Hold) -> Operation[None]:
-        """Delete our key if it is still ours. A repetition finds it gone, and that is what was asked for."""
+        """Delete our key if it is still ours.
+
+        A repetition that finds it gone was preceded by its first try if the lease lives; else the lease may have ended
+        long before, while it was held.
+        """
         if hold.is_released or hold.pid != os.getpid():
             raise NotHeld(f"{self._what}: this hold was released before, or is the parent process's")
         hold.is_released = True
@@ -180,15 +184,21 @@ class Lock(Collection):
         request = kv.txn((kv.created_at(hold.key, hold.entered),), (kv.delete(hold.key),))
         try:
             reply, doubt = yield from once(request, request, what=self._what)
+            is_given_up = reply.succeeded or (doubt and (yield from self._lives(hold)))
         except BaseException as error:
             call_in_doubt(error)
             yield Later(partial(delete_repeatable, hold.key))
             raise
-        if not reply.succeeded and not doubt:
+        if not is_given_up:
             raise HoldLost(
                 f"{self._what}: the session's lease ended while it was held (token {hold.token}); "
                 "another holder may have been at work. Check what was written since, or raise the TTL"
             )
+
+    def _lives(self, hold: Hold) -> Operation[bool]:
+        """Tell whether the session still has the lease on which the hold was."""
+        session = hold.key.removeprefix(self._prefix).partition(b"-")[0].decode()
+        return bool((yield from range_(kv.read(self._session.layout.session(session)), seen=0)).kvs)
 
     def _held_by(self, who: caller.Caller) -> Hold:
         """Return the caller's hold, or the only one of a caller that has ended without giving it up."""
