@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -43,11 +44,12 @@ _OUTSIDE = (
 )
 
 
-class Shared:
+class Shared(ABC):
     """The collections of one session. Making one costs nothing and asks nobody: the first operation does."""
 
+    @abstractmethod
     def _session(self) -> Session:
-        raise NotImplementedError
+        """Return the session that they are of, or raise what keeps it from being had."""
 
     def dict(self, name: str, *, consistency: Consistency | None = "eventual") -> Dict:
         """Return the `Dict` of this name."""

@@ -9,7 +9,8 @@ from typing import Any, Final, final
 from skyward_etcd.collections.base import Collection
 from skyward_etcd.errors import UnsupportedType
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import all_of, range_, recall
+from skyward_etcd.ops.attempt import range_, recall
+from skyward_etcd.ops.bulk import all_of, chunks
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.keys import decode_key, encode_key
 from skyward_etcd.ops.naming import agree
@@ -313,7 +314,8 @@ class Dict(Collection):
             at = self._at(key)
             data[at] = self._encode(at, value)
         yield from agree(self._session, self.kind, self.name)
-        yield from all_of(map(self._write, _chunks(data)))
+        puts = (kv.put(at, value) for at, value in data.items())
+        yield from all_of(map(self._write, chunks(puts, kv.put_bytes, most=_CHUNK_ENTRIES, most_bytes=_CHUNK_BYTES)))
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
@@ -359,19 +361,6 @@ class Dict(Collection):
 
     def _decode(self, found: kv.KeyValue) -> Any:
         return self._session.codec.decode(found.value, key=found.key)
-
-
-def _chunks(data: Mapping[bytes, bytes]) -> Iterator[list[kv.Op]]:
-    chunk: list[kv.Op] = []
-    size = 0
-    for at, value in data.items():
-        if chunk and (len(chunk) == _CHUNK_ENTRIES or size + len(at) + len(value) > _CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(kv.put(at, value))
-        size += len(at) + len(value)
-    if chunk:
-        yield chunk
 
 
 def _is_equal(there: Any, expected: Any) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 from skyward_etcd.collections.base import Collection
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import all_of, range_
+from skyward_etcd.ops.attempt import range_
+from skyward_etcd.ops.bulk import all_of, chunks
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.keys import decode_key, encode_key
 from skyward_etcd.ops.naming import agree
@@ -141,7 +142,7 @@ class Set(Collection):
     def _update(self, others: Iterable[Iterable[Hashable]]) -> Operation[None]:
         keys = list(dict.fromkeys(self._at(value) for other in others for value in other))
         yield from agree(self._session, self.kind, self.name)
-        yield from all_of(map(self._add_all, _chunks(keys)))
+        yield from all_of(map(self._add_all, chunks(keys, len, most=_CHUNK_MEMBERS, most_bytes=_CHUNK_BYTES)))
 
     def _add_all(self, keys: Iterable[bytes]) -> Operation[None]:
         adds = [kv.nested((kv.absent(at),), (kv.put(at),)) for at in keys]
@@ -172,16 +173,3 @@ class Set(Collection):
 
     def _at(self, value: Hashable) -> bytes:
         return self._prefix + encode_key(value)
-
-
-def _chunks(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
-    chunk: list[bytes] = []
-    size = 0
-    for key in keys:
-        if chunk and (len(chunk) == _CHUNK_MEMBERS or size + len(key) > _CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(key)
-        size += len(key)
-    if chunk:
-        yield chunk

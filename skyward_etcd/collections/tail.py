@@ -7,12 +7,13 @@ commitment; inside a page the creation revision orders.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skyward_etcd.collections.places import Places
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import all_of, range_
+from skyward_etcd.ops.attempt import range_
+from skyward_etcd.ops.bulk import all_of, chunks
 from skyward_etcd.ops.effects import Identify, Identity, Mind, Operation
 from skyward_etcd.ops.proof import Alternative, Guard, prove
 
@@ -48,7 +49,8 @@ class Tail:
     def put(self, data: Sequence[bytes]) -> Operation[None]:
         """Add items in their order, exactly once. One round trip for each 48 or 512 KiB."""
         identity: Identity = yield Identify()
-        yield from all_of(self._put_chunk(_named(identity, chunk), Alternative((), ())) for chunk in _chunks(data))
+        parts = chunks(data, len, most=MANY, most_bytes=_CHUNK_BYTES)
+        yield from all_of(self._put_chunk(_named(identity, part), Alternative((), ())) for part in parts)
 
     def take_over(self, value: bytes, source: Alternative) -> Operation[None]:
         """Add an item in the transaction that removes it elsewhere, if what that compares still holds."""
@@ -112,16 +114,3 @@ def read_number(key: bytes) -> Operation[int]:
 
 def _named(identity: Identity, values: Sequence[bytes]) -> list[tuple[str, bytes]]:
     return [(f"{identity.id}.{identity.serial():012d}", value) for value in values]
-
-
-def _chunks(data: Sequence[bytes]) -> Iterator[list[bytes]]:
-    chunk: list[bytes] = []
-    size = 0
-    for value in data:
-        if chunk and (len(chunk) == MANY or size + len(value) > _CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(value)
-        size += len(value)
-    if chunk:
-        yield chunk

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from skyward_etcd.errors import Compacted, NoSpace, OutcomeUnknown, QuorumLost, SkywardEtcdError, Unavailable
@@ -11,7 +10,6 @@ from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import DELETE_RANGE, RANGE, TXN, Method
 
 __all__ = [
-    "all_of",
     "call_in_doubt",
     "delete_repeatable",
     "not_done",
@@ -93,19 +91,6 @@ def call_in_doubt(error: BaseException) -> None:
     """Let an `Unavailable` say that it may have been applied: other requests were, or one is owed to the background."""
     if isinstance(error, Unavailable):
         error.maybe_applied = True
-
-
-def all_of(parts: Iterable[Operation[None]]) -> Operation[None]:
-    """Do one part after the other. Where one is not done, those before it are, and `Unavailable` says so."""
-    begun = False
-    for part in parts:
-        try:
-            yield from part
-        except Unavailable as lost:
-            if begun:
-                call_in_doubt(lost)
-            raise
-        begun = True
 
 
 def once(request: pb.TxnRequest, again: pb.TxnRequest, *, what: str) -> Operation[tuple[pb.TxnResponse, bool]]:

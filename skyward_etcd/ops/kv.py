@@ -35,6 +35,7 @@ __all__ = [
     "prefix_end",
     "present",
     "put",
+    "put_bytes",
     "read",
     "touch",
     "txn",
@@ -112,6 +113,11 @@ def on_lease(key: bytes, lease: int) -> Compare:
 def put(key: bytes, value: bytes = b"", *, lease: int = 0) -> Op:
     """Write a key, on a lease if one is given."""
     return Op(request_put=pb.PutRequest(key=key, value=value, lease=lease))
+
+
+def put_bytes(operation: Op) -> int:
+    """Return what a put writes: the bytes of its key and its value."""
+    return len(operation.request_put.key) + len(operation.request_put.value)
 
 
 def touch(key: bytes) -> Op:

@@ -218,7 +218,10 @@ def _abandon(identity: Identity, slot: Slot, undo: Callable[[Outcome], Operation
         (kv.put(slot.key, _NONE, lease=identity.lease),),
         (kv.get(slot.key),),
     )
-    reply = yield from txn_repeatable(fence)
+    try:
+        reply = yield from txn_repeatable(fence)
+    except LeaseNotFound:
+        return  # the slot was never written, and nothing that names the lease can be applied any more
     if reply.succeeded:
         slot.mod_revision = reply.header.revision
     else:

@@ -82,7 +82,7 @@ class Network(Protocol):
         """Delay all that comes from and to a node, until `heal`.
 
         Raises:
-            NotImplementedError: this network cannot.
+            NotImplementedError: network namespaces cannot: netem is not in every kernel. Proxies can.
         """
         ...
 
@@ -244,7 +244,9 @@ class _Namespaces:
         self._narrowed.append(name)
 
     def slow(self, name: str, delay_s: float) -> None:
-        raise NotImplementedError(f"a delay of {delay_s} s at {name} takes the kernel's netem, which is seldom there")
+        raise NotImplementedError(
+            f"a delay of {delay_s} s at {name} takes the kernel's netem, which is seldom there: ask for kind='proxies'"
+        )
 
     def heal(self) -> None:
         while self._lost:

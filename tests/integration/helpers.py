@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -278,6 +278,31 @@ def questions(stream: Stream) -> int:
     raw = stream._raw
     assert isinstance(raw, SocketStream)
     return raw._http._next_id // 2 - 1
+
+
+@contextlib.contextmanager
+def without_a_stream(connection: Connection) -> Generator[None]:
+    """Break the session's watch stream, and let it open no other before the end of the block."""
+    hub, may_go_on = connection._session().hub, threading.Event()
+    stream = hub._wire.stream
+
+    def held_up(method: Any, *args: Any, **options: Any) -> Any:
+        if method is methods.WATCH:
+            may_go_on.wait()
+        return stream(method, *args, **options)
+
+    hub._wire.stream = held_up  # type: ignore[method-assign]
+    try:
+        assert hub._stream is not None
+        hub._stream.cancel()
+        yield
+    finally:
+        may_go_on.set()
+
+
+def are_live(connection: Connection) -> bool:
+    """Tell whether etcd has confirmed all watches: a watcher is counted before its stream is even opened."""
+    return all(watch.live.is_set() for watch in list(connection._session().hub._watches._watches.values()))
 
 
 def revoke_lease(connection: Connection) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from typing import Any
 
 import pytest
 
@@ -15,7 +13,7 @@ from skyward_etcd.testing.proxy import Faults, Proxy
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire import methods
 from tests.integration.conftest import Opener
-from tests.integration.helpers import Calls, revoke_lease, stored, until, watchers
+from tests.integration.helpers import Calls, are_live, revoke_lease, stored, until, watchers, without_a_stream
 
 
 async def test_a_block_is_never_entered_without_the_lock(sky: Connection, another: Opener) -> None:
@@ -60,28 +58,16 @@ async def test_a_missed_deletion_does_not_deadlock(
     compacts: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     """Issue 1107 of etcd3: a waiter that missed the DELETE waits for ever; 9715 of etcd: its key stays in the way."""
-    holder, hub, may_go_on = another(solo), solo._session().hub, threading.Event()
+    holder = another(solo)
     hold = await holder.lock("l").acquire_async()
-    stream = hub._wire.stream
     waiting = asyncio.ensure_future(calls(solo.lock("l")).acquire(timeout=20))
-    await until(lambda: watchers(solo) == 1 and all(each.live.is_set() for each in [*hub._watches._watches.values()]))
-
-    def held_up(method: Any, *args: Any, **options: Any) -> Any:
-        if method is methods.WATCH:
-            may_go_on.wait()
-        return stream(method, *args, **options)
-
-    hub._wire.stream = held_up  # type: ignore[method-assign]
-    try:
-        assert hub._stream is not None
-        hub._stream.cancel()
+    await until(lambda: watchers(solo) == 1 and are_live(solo))
+    with without_a_stream(solo):
         await hold.release_async()
         await holder.set("s").add_async("something later")
         if compacts:
             session = holder._session()
             session.wire.call(methods.COMPACT, pb.CompactionRequest(revision=session.seen), timeout_s=3)
-    finally:
-        may_go_on.set()
     mine = await asyncio.wait_for(waiting, 10)
     assert mine.valid
     await mine.release_async()

@@ -28,6 +28,7 @@ from tests.integration.conftest import BINARIES, Clusters, Opener, any_usable
 from tests.integration.helpers import (
     Calls,
     Scripts,
+    are_live,
     keys_under,
     next_line,
     questions,
@@ -36,6 +37,7 @@ from tests.integration.helpers import (
     stored,
     until,
     watchers,
+    without_a_stream,
 )
 
 
@@ -227,7 +229,7 @@ async def test_a_broken_stream_hides_nothing(solo: Connection, another: Opener, 
     hub = solo._session().hub
     for number in range(5):
         waiting = asyncio.ensure_future(calls(solo.queue("q")).get(timeout=20))
-        await until(lambda: watchers(solo) == 1 and _is_live(solo))
+        await until(lambda: watchers(solo) == 1 and are_live(solo))
         assert hub._stream is not None
         hub._stream.cancel()
         await producer.queue("q").put_async(number)
@@ -237,38 +239,21 @@ async def test_a_broken_stream_hides_nothing(solo: Connection, another: Opener, 
 async def test_a_stream_that_missed_what_is_compacted_hides_nothing(
     solo: Connection, another: Opener, calls: Calls
 ) -> None:
-    producer = another(solo)._session()
-    hub, may_go_on = solo._session().hub, threading.Event()
-    stream = hub._wire.stream
+    producer = another(solo)
     waiting = asyncio.ensure_future(calls(solo.queue("q")).get(timeout=20))
-    await until(lambda: watchers(solo) == 1 and _is_live(solo))
-
-    def held_up(method: Any, *args: Any, **options: Any) -> Any:
-        if method is methods.WATCH:
-            may_go_on.wait()
-        return stream(method, *args, **options)
-
-    hub._wire.stream = held_up  # type: ignore[method-assign]
-    try:
-        assert hub._stream is not None
-        hub._stream.cancel()
-        await Connection(producer).queue("q").put_async("x")
-        await Connection(producer).set("other").add_async("y")
-        producer.wire.call(methods.COMPACT, pb.CompactionRequest(revision=producer.seen), timeout_s=3)
-    finally:
-        may_go_on.set()
+    await until(lambda: watchers(solo) == 1 and are_live(solo))
+    with without_a_stream(solo):
+        await producer.queue("q").put_async("x")
+        await producer.set("other").add_async("y")
+        session = producer._session()
+        session.wire.call(methods.COMPACT, pb.CompactionRequest(revision=session.seen), timeout_s=3)
     assert await asyncio.wait_for(waiting, 10) == "x"
-
-
-def _is_live(sky: Connection) -> bool:
-    """Tell whether etcd has confirmed all watches: a watcher is counted before its stream is even opened."""
-    return all(watch.live.is_set() for watch in list(sky._session().hub._watches._watches.values()))
 
 
 async def test_a_refused_watch_fails_its_own_watcher_and_nobody_else(sky: Connection, calls: Calls) -> None:
     hub = sky._session().hub
     waiting = asyncio.ensure_future(calls(sky.queue("q")).get(timeout=20))
-    await until(lambda: watchers(sky) == 1 and _is_live(sky))
+    await until(lambda: watchers(sky) == 1 and are_live(sky))
     stream, refused = hub._stream, hub.open(b"b", b"a")
     await until(refused.live.is_set)
     with pytest.raises(EtcdError, match="range is empty"):
@@ -281,7 +266,7 @@ async def test_a_refused_watch_fails_its_own_watcher_and_nobody_else(sky: Connec
 async def test_a_process_that_takes_no_more_items_is_not_sent_them_any_more(solo: Connection, another: Opener) -> None:
     assert await solo.queue("q").get_async(timeout=0.01) is None
     hub = solo._session().hub
-    await until(lambda: _is_live(solo))
+    await until(lambda: are_live(solo))
     await another(solo).queue("q").put_many_async([bytes(50_000)] * 2)
     await until(lambda: not any(b"/items/" in each.key for each in list(hub._watches._watches.values())))
     assert len(await solo.queue("q").get_many_async(2, timeout=5)) == 2
@@ -293,7 +278,7 @@ async def test_a_blocking_wait_on_a_loops_thread_is_not_kept_waiting_by_the_loop
     """The task came first, but it cannot take what it is told of before the blocking call returns."""
     q, producer = solo.queue("q"), another(solo).queue("q")
     task = asyncio.create_task(q.get_async(timeout=20))
-    await until(lambda: watchers(solo) >= 1 and _is_live(solo))
+    await until(lambda: watchers(solo) >= 1 and are_live(solo))
     putting = threading.Timer(0.2, producer.put, args=("for the call",))
     putting.start()
     began = time.monotonic()
@@ -364,7 +349,7 @@ async def test_a_session_that_waits_for_long_keeps_its_stream_and_asks_once_a_se
     """Of a client that it takes for too talkative, etcd ends the connection."""
     everywhere = [opened(clusters.get(label, 3).endpoints) for label in BINARIES]
     waiting = [asyncio.create_task(_await(calls(sky.queue("q")).get(timeout=60))) for sky in everywhere]
-    await until(lambda: all(watchers(sky) and _is_live(sky) for sky in everywhere))
+    await until(lambda: all(watchers(sky) and are_live(sky) for sky in everywhere))
     streams = [sky._session().hub._stream for sky in everywhere]
     await asyncio.sleep(30)
     assert [sky._session().hub._stream for sky in everywhere] == streams
@@ -424,7 +409,7 @@ async def test_a_wait_in_an_outage_ends_one_request_after_its_time(
         await stop(cluster.members[0])
     waiting = asyncio.create_task(wait_everywhere(sky, calls))
     if when == "waiting":
-        await until(lambda: watchers(sky) >= 3 and _is_live(sky))
+        await until(lambda: watchers(sky) >= 3 and are_live(sky))
         await stop(cluster.members[0])
     await waiting
     cluster.members[0].send_signal(signal.SIGCONT)

@@ -9,7 +9,8 @@ import pytest
 
 from skyward_etcd.errors import Compacted, EtcdError, LeaseNotFound, NoSpace, OutcomeUnknown, Unavailable
 from skyward_etcd.ops import kv
-from skyward_etcd.ops.attempt import all_of, once, once_by, range_, recall, repeatable
+from skyward_etcd.ops.attempt import once, once_by, range_, recall, repeatable
+from skyward_etcd.ops.bulk import all_of
 from skyward_etcd.ops.effects import Backoff, Call, Effect, Operation
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import PUT, RANGE
