@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -188,13 +189,21 @@ def next_line(process: subprocess.Popen[str]) -> str:
 
 
 class LossyWire:
-    """Loses requests on their way, and answers of requests that etcd has applied, from a seed."""
+    """Loses requests on their way, and answers of requests that etcd has applied, from a seed.
 
-    def __init__(self, session: Session, *, requests: float = 0.1, answers: float = 0.3, seed: int = 1) -> None:
+    A caller loses at most ``in_a_row`` of them one after the other. More would take longer than an operation's time,
+    now and then, and `OutcomeUnknown` is what it then has to raise.
+    """
+
+    def __init__(
+        self, session: Session, *, requests: float = 0.1, answers: float = 0.3, seed: int = 1, in_a_row: float = 4
+    ) -> None:
         self._wire = session.wire
         self._requests = requests
         self._answers = answers
         self._random = random.Random(seed)
+        self._in_a_row = in_a_row
+        self._row: defaultdict[object, int] = defaultdict(int)
         self._lock = threading.Lock()
         self.lost = 0
         self._call = session.wire.call
@@ -204,21 +213,26 @@ class LossyWire:
 
     def call(self, method: Any, request: Any, *, timeout_s: float) -> Any:
         """Call, perhaps in vain."""
-        self._maybe_lose(self._requests, maybe_applied=False)
+        caller = threading.get_ident()
+        self._maybe_lose(caller, self._requests, maybe_applied=False)
         reply = self._call(method, request, timeout_s=timeout_s)
-        self._maybe_lose(self._answers, maybe_applied=True)
+        self._maybe_lose(caller, self._answers, maybe_applied=True)
+        self._row[caller] = 0
         return reply
 
     async def call_async(self, method: Any, request: Any, *, timeout_s: float) -> Any:
         """Call, perhaps in vain."""
-        self._maybe_lose(self._requests, maybe_applied=False)
+        caller = asyncio.current_task()
+        self._maybe_lose(caller, self._requests, maybe_applied=False)
         reply = await self._call_async(method, request, timeout_s=timeout_s)
-        self._maybe_lose(self._answers, maybe_applied=True)
+        self._maybe_lose(caller, self._answers, maybe_applied=True)
+        self._row[caller] = 0
         return reply
 
-    def _maybe_lose(self, share: float, *, maybe_applied: bool) -> None:
+    def _maybe_lose(self, caller: object, share: float, *, maybe_applied: bool) -> None:
         with self._lock:
-            loses = self._random.random() < share
+            loses = self._random.random() < share and self._row[caller] < self._in_a_row
+            self._row[caller] += int(loses)
             self.lost += int(loses)
         if loses:
             raise Unavailable("lost on purpose", maybe_applied=maybe_applied)

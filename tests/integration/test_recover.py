@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import shutil
@@ -339,7 +340,7 @@ def test_what_is_in_doubt_over_a_recovery_is_unknown_and_never_done_twice(
         sky.dict(name)["k"] = "before"
     doomed.survivor_knows_no_more()
     write_much(sky)
-    wire = LossyWire(sky._session(), requests=0.0, answers=1.0)
+    wire = LossyWire(sky._session(), requests=0.0, answers=1.0, in_a_row=math.inf)
     writes: list[Future[Any]] = [
         threads.submit(sky.queue("q").put, "in doubt"),
         threads.submit(sky.counter("c").increment),
