@@ -22,7 +22,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long things may take, in seconds, and how large they may be, in bytes."""
+    """How long things may take, in seconds, how large they may be, in bytes, and how many there may be."""
 
     call_s: float = 3.0
     """One request to one member. A member that is cut off would take 7 s to say so: we switch before."""
@@ -30,6 +30,8 @@ class Limits:
     """One request with all its repetitions, at all members. Waiting for others is not bound by it."""
     ttl_s: float = 15.0
     """The session's lease: how long a dead process keeps its locks, claims and barrier places."""
+    calls_at_once: int = 8
+    """How many requests threads, and the tasks of each event loop, have under way before others travel together."""
     value_bytes: int = 1 << 20
     """One encoded value. etcd refuses requests over 1.5 MiB."""
 

@@ -192,7 +192,7 @@ class Counter(Collection):
             doubt = shard.in_doubt is batch
             shard.in_doubt = batch
             try:
-                reply, lost = yield from once_by(shard.key, shard.mod_revision, request, request, what=self._what)
+                reply, lost = yield from once_by(shard.key, shard.mod_revision, request, what=self._what)
             except NoSpace as refused:
                 if doubt:
                     raise OutcomeUnknown(f"{self._what}: an earlier try may have been applied: {refused}") from refused
@@ -249,7 +249,7 @@ class Counter(Collection):
             (kv.put(shard.key, b"%d" % shard.value),),
             (kv.get(shard.key),),
         )
-        reply, _ = yield from once(request, request, what=self._what)
+        reply, _ = yield from once(request, what=self._what)
         if reply.succeeded:
             shard.is_now(shard.value, reply.header.revision)
         else:
@@ -288,7 +288,7 @@ class Counter(Collection):
         total = _total(dead) + (_stored(base) if base else 0)
         # Sent once more or refused because somebody else folded: either way the sum stays what it is.
         request = kv.txn(compares, [kv.put(self._base, b"%d" % total), *(kv.delete(found.key) for found in dead)])
-        yield from once(request, request, what=self._what)
+        yield from once(request, what=self._what)
 
     def _all_at(self, revision: int) -> Operation[Sequence[kv.KeyValue]]:
         try:

@@ -183,7 +183,7 @@ class Lock(Collection):
         self._session.kept.pop(hold.key, None)
         request = kv.txn((kv.created_at(hold.key, hold.entered),), (kv.delete(hold.key),))
         try:
-            reply, doubt = yield from once(request, request, what=self._what)
+            reply, doubt = yield from once(request, what=self._what)
             is_given_up = reply.succeeded or (doubt and (yield from self._lives(hold)))
         except BaseException as error:
             call_in_doubt(error)

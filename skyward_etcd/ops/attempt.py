@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from skyward_etcd.errors import Compacted, NoSpace, OutcomeUnknown, QuorumLost, SkywardEtcdError, Unavailable
@@ -93,11 +94,13 @@ def call_in_doubt(error: BaseException) -> None:
         error.maybe_applied = True
 
 
-def once(request: pb.TxnRequest, again: pb.TxnRequest, *, what: str) -> Operation[tuple[pb.TxnResponse, bool]]:
+def once(
+    request: pb.TxnRequest, again: Callable[[], pb.TxnRequest] | None = None, *, what: str
+) -> Operation[tuple[pb.TxnResponse, bool]]:
     """Send a transaction whose own compares keep a second application from doing anything.
 
-    After a lost answer ``again`` is sent instead. Return the reply, and whether an earlier try is in doubt, so that
-    the caller can tell a refusal by others from one by its own earlier try.
+    After a lost answer what ``again`` makes is sent instead, if it is given. Return the reply, and whether an earlier
+    try is in doubt, so that the caller can tell a refusal by others from one by its own earlier try.
 
     Raises:
         OutcomeUnknown: no answer in the time an operation has; it was applied once or not at all.
@@ -118,7 +121,7 @@ def once(request: pb.TxnRequest, again: pb.TxnRequest, *, what: str) -> Operatio
                 raise OutcomeUnknown(f"{what}: no answer, and it may have been applied: {over}") from over
             raise
         try:
-            return (yield Call(TXN, again if doubt else request)), doubt
+            return (yield Call(TXN, again() if doubt and again else request)), doubt
         except Unavailable as lost:
             error = lost
             doubt = doubt or lost.maybe_applied
@@ -130,7 +133,12 @@ def once(request: pb.TxnRequest, again: pb.TxnRequest, *, what: str) -> Operatio
 
 
 def once_by(
-    key: bytes, mod_revision: int, request: pb.TxnRequest, again: pb.TxnRequest, *, what: str
+    key: bytes,
+    mod_revision: int,
+    request: pb.TxnRequest,
+    again: Callable[[], pb.TxnRequest] | None = None,
+    *,
+    what: str,
 ) -> Operation[tuple[pb.TxnResponse, bool]]:
     """`once`, for transactions that first compare a key with being as it was last written, and else get it.
 

@@ -148,22 +148,32 @@ class _Proof:
     def request(self, *, moves: bool, moves_anyway: bool) -> pb.TxnRequest:
         """Return the transaction; which of its branches move the slot is what tells the tries apart."""
         slot, lease = self.slot, self.identity.lease
-        chain = self.otherwise if not moves_anyway else (*self.otherwise, kv.put(slot.key, _NONE, lease=lease))
-        for number in range(len(self.alternatives) - 1, -1, -1):
-            alternative = self.alternatives[number]
-            record = (kv.put(slot.key, b"%d" % number, lease=lease),) if moves else ()
-            chain = (kv.nested(alternative.compares, (*alternative.operations, *record), chain),)
+        request = kv.txn((kv.modified_at(slot.key, slot.mod_revision),), (), (kv.get(slot.key),))
+        branch = request.success
         if self.guard is not None and self.guard.compares:
-            refused = (kv.put(slot.key, _REFUSED, lease=lease),) if moves_anyway else ()
-            chain = (kv.nested(self.guard.compares, chain, refused),)
-        return kv.txn((kv.modified_at(slot.key, slot.mod_revision),), chain, (kv.get(slot.key),))
+            guarded = branch.add().request_txn
+            guarded.compare.extend(self.guard.compares)
+            if moves_anyway:
+                guarded.failure.append(kv.put(slot.key, _REFUSED, lease=lease))
+            branch = guarded.success
+        for number, alternative in enumerate(self.alternatives):
+            inner = branch.add().request_txn
+            inner.compare.extend(alternative.compares)
+            inner.success.extend(alternative.operations)
+            if moves:
+                inner.success.append(kv.put(slot.key, b"%d" % number, lease=lease))
+            branch = inner.failure
+        branch.extend(self.otherwise)
+        if moves_anyway:
+            branch.append(kv.put(slot.key, _NONE, lease=lease))
+        return request
 
 
 def _try(proof: _Proof, *, moves_first: bool = True) -> Operation[Outcome]:
     slot, what = proof.slot, proof.what
     first = proof.request(moves=moves_first, moves_anyway=False)
     # A try in doubt may still be on its way. The repetition moves the slot in any case, so that it comes too late.
-    again = proof.request(moves=True, moves_anyway=True)
+    again = partial(proof.request, moves=True, moves_anyway=True)
     if moves_first:
         reply, doubt = yield from once_by(slot.key, slot.mod_revision, first, again, what=what)
     else:

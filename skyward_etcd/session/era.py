@@ -12,6 +12,7 @@ import threading
 from skyward_etcd.errors import NotConnected, QuorumLost, Unavailable
 from skyward_etcd.session.janitor import Janitor
 from skyward_etcd.session.keeper import Keeper
+from skyward_etcd.session.merging import Merging
 from skyward_etcd.session.signals import Signal
 from skyward_etcd.session.watch import WatchHub
 from skyward_etcd.wire.client import Wire
@@ -22,8 +23,8 @@ __all__ = ["Era"]
 class Era:
     """The live parts of a session, which begin and end together."""
 
-    def __init__(self, wire: Wire, streams: Wire, keeper: Keeper, hub: WatchHub, janitor: Janitor) -> None:
-        self.wire = wire
+    def __init__(self, merging: Merging, streams: Wire, keeper: Keeper, hub: WatchHub, janitor: Janitor) -> None:
+        self.merging = merging
         self.hub = hub
         self.ended = Signal()
         self.reason = ""
@@ -63,6 +64,6 @@ class Era:
         self.ended.set()
         self._janitor.abandon()
         self._keeper.abandon(QuorumLost(self.reason, maybe_applied=False))
-        self.wire.close()
+        self.merging.close()
         self._streams.close()
         self.hub.abandon()

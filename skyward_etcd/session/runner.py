@@ -96,7 +96,7 @@ def _perform(session: Session, era: Era, effect: Effect, ends: float) -> Any:
     if type(effect) is Call:
         era.check()
         try:
-            reply = era.wire.call(effect.method, effect.request, timeout_s=_for_a_call(session, ends))
+            reply = era.merging.call(effect, timeout_s=_for_a_call(session, ends))
         except (Unavailable, NotConnected) as error:
             raise era.explain(error) from None
         return _received(session, era, reply)
@@ -131,7 +131,7 @@ async def _perform_async(session: Session, era: Era, effect: Effect, ends: float
     if type(effect) is Call:
         era.check()
         try:
-            reply = await era.wire.call_async(effect.method, effect.request, timeout_s=_for_a_call(session, ends))
+            reply = await era.merging.call_async(effect, timeout_s=_for_a_call(session, ends))
         except (Unavailable, NotConnected) as error:
             raise era.explain(error) from None
         return _received(session, era, reply)

@@ -29,6 +29,7 @@ from skyward_etcd.session.era import Era
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.janitor import Janitor
 from skyward_etcd.session.keeper import Keeper
+from skyward_etcd.session.merging import Merging
 from skyward_etcd.session.signals import Signal, wait, wait_async
 from skyward_etcd.session.watch import WatchHub
 from skyward_etcd.wire.address import Address
@@ -128,7 +129,8 @@ class Session:
         )
         self.hub = WatchHub(self._streams, self, on_reply=on_reply)
         self._janitor = Janitor(clean_up, self._give_up_identity)
-        self.era = era = Era(self.wire, self._streams, self._keeper, self.hub, self._janitor)
+        merging = Merging(self.wire, at_once=self.limits.calls_at_once)
+        self.era = era = Era(merging, self._streams, self._keeper, self.hub, self._janitor)
 
     def open(self) -> Self:
         """Get a lease, so that errors of the configuration show here. Two round trips.

@@ -21,7 +21,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -48,6 +48,7 @@ from skyward_etcd.ops.effects import (
     Watch,
 )
 from skyward_etcd.ops.layout import Layout
+from skyward_etcd.ops.merge import Batch, Footprint, footprint, may_be_merged, puts
 from skyward_etcd.ops.notes import Notes
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.session import Session
@@ -61,6 +62,8 @@ from skyward_etcd.wire.methods import COMPACT, LEASE_GRANT, PUT, RANGE, TXN
 __all__ = ["Cancelled", "Faults", "Process", "Simulation", "Stuck", "Task"]
 
 T = TypeVar("T")
+Teller = Callable[[Any, SkywardEtcdError | None], None]
+"""What is told how a call has ended: a reply, or an error."""
 
 _LIMITS = Limits()
 _LONGEST_S = 3600.0
@@ -121,6 +124,10 @@ class Simulation:
         self.tasks: list[Task] = []
         self._owed: list[Task] = []
         self.history: list[linearizability.Operation] = []
+        self.at_once = self.rng.choice((1, 2, _LIMITS.calls_at_once))
+        """How many calls a process has under way before others travel together."""
+        self.merged = 0
+        """How often calls have travelled together."""
         self.scratch: dict[str, Any] = {}
         """For programs to leave notes to each other and to whoever judges them."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -293,18 +300,16 @@ class Task:
         """Throw `Cancelled` into the program, at whatever it waits for."""
         self._simulation.soon(self.resumer(error=Cancelled()))
 
-    def answer(self, reply: Any) -> None:
-        """Let the program go on with what it asked for."""
-        self.resumer(reply)()
-
-    def fail(self, error: SkywardEtcdError) -> None:
-        """Let the program go on with an error."""
-        self.resumer(error=error)()
+    def teller(self) -> Teller:
+        """Return what tells the program how the call that it makes now has ended, if it still waits for that then."""
+        turn = self._turn
+        return lambda result, error: self._resumer(turn, result, error)()
 
     def resumer(self, result: Any = None, error: BaseException | None = None) -> Callable[[], None]:
         """Return what lets the program go on, if it still waits for the same thing then."""
-        turn = self._turn
+        return self._resumer(self._turn, result, error)
 
+    def _resumer(self, turn: int, result: Any, error: BaseException | None) -> Callable[[], None]:
         def resume() -> None:
             if not self.is_pending or turn != self._turn:
                 return
@@ -362,6 +367,8 @@ class Process:
         self.watches = Watches(self)
         self.watches.travel_on(self.stream.send)
         self._simulation = simulation
+        self._under_way = 0
+        self._waiting: list[_Waiting] = []
         self._lease_ends = 0.0
         self._joined = Signal()
         self._is_joining = False
@@ -408,7 +415,7 @@ class Process:
         simulation = self._simulation
         match effect:
             case Call():
-                self._send(effect, task.answer, task.fail, ends)
+                self._call(_Waiting(effect, task.teller(), ends))
             case Await(deadline, signals):
                 self._wait(signals, deadline, task)
             case Watch(key, range_end, start, hand_out):
@@ -464,49 +471,84 @@ class Process:
         if not self._joined.arm(lambda: self._simulation.soon(look)):
             self._simulation.soon(look)
 
-    def _send(
-        self, call: Call, answer: Callable[[Any], None], fail: Callable[[SkywardEtcdError], None], ends: float
-    ) -> None:
+    def _call(self, mine: _Waiting) -> None:
+        """Send a call, or have it travel with others: what :mod:`skyward_etcd.session.merging` does."""
+        if not may_be_merged(mine.call):
+            self._send(mine.call, mine.tell, mine.ends)
+        elif self._under_way < self._simulation.at_once or (its := footprint(mine.call)) is None:
+            self._send_together([mine])
+        else:
+            mine.footprint = its
+            mine.ends = min(mine.ends, self._simulation.now + _LIMITS.call_s)
+            self._waiting.append(mine)
+
+    def _send_together(self, along: Sequence[_Waiting]) -> None:
+        batch = Batch()
+        for each in along:
+            batch.add(each.call, each.footprint)
+        self._simulation.merged += len(along) > 1
+        self._under_way += 1
+
+        def tell(reply: Any, error: SkywardEtcdError | None) -> None:
+            self._under_way -= 1
+            answers = batch.answers(reply) if error is None else [None] * len(along)
+            errors = batch.told(error) if error is not None else [None] * len(along)
+            for each, answer, its_error in zip(along, answers, errors, strict=True):
+                if answer is None and its_error is None:
+                    self._send(each.call, each.tell, each.ends)
+                else:
+                    each.tell(answer, its_error)
+            self._go_on()
+
+        self._send(batch.as_call(), tell, max(each.ends for each in along))
+
+    def _go_on(self) -> None:
+        """Send what waits, as much as may be under way at once."""
+        while self._waiting and self._under_way < self._simulation.at_once:
+            together = Batch()
+            along = [each for each in self._waiting if together.takes(each.call, each.footprint)]
+            self._waiting = [each for each in self._waiting if each not in along]
+            self._send_together(along)
+
+    def _send(self, call: Call, tell: Teller, ends: float) -> None:
         simulation, faults = self._simulation, self._simulation.faults
         timed_out = Unavailable("no answer in time")
         fate = simulation.rng.random()
         limit = min(_LIMITS.call_s, ends - simulation.now)
         if limit <= 0:
-            simulation.after(0.0, lambda: fail(Unavailable("the time is over", maybe_applied=False)))
+            simulation.after(0.0, lambda: tell(None, Unavailable("the time is over", maybe_applied=False)))
             return
         apply = lambda: _quietly(lambda: self._apply(call))  # noqa: E731
         if (fate := fate - faults.refused) < 0:
             refused = Unavailable("nobody is there", maybe_applied=False)
-            simulation.after(simulation.transit_s(), lambda: fail(refused))
+            simulation.after(simulation.transit_s(), lambda: tell(None, refused))
         elif (fate := fate - faults.lost_request) < 0:
-            simulation.after(limit, lambda: fail(timed_out))
+            simulation.after(limit, lambda: tell(None, timed_out))
         elif (fate := fate - faults.late_request) < 0:
             simulation.after(simulation.rng.uniform(0.0, 3 * _LIMITS.call_s), apply)
-            simulation.after(simulation.rng.uniform(0.0, limit), lambda: fail(timed_out))
+            simulation.after(simulation.rng.uniform(0.0, limit), lambda: tell(None, timed_out))
         elif fate - faults.lost_reply < 0:
             simulation.after(simulation.transit_s(), apply)
-            simulation.after(min(simulation.rng.choice((0.6, _LIMITS.call_s)), limit), lambda: fail(timed_out))
+            simulation.after(min(simulation.rng.choice((0.6, _LIMITS.call_s)), limit), lambda: tell(None, timed_out))
         else:
             there, back = simulation.transit_s(), simulation.transit_s()
             if there + back > limit:
                 simulation.after(there, apply)
-                simulation.after(limit, lambda: fail(timed_out))
+                simulation.after(limit, lambda: tell(None, timed_out))
             else:
-                simulation.after(there, lambda: self._arrive(call, answer, fail, back))
+                simulation.after(there, lambda: self._arrive(call, tell, back))
 
-    def _arrive(
-        self, call: Call, answer: Callable[[Any], None], fail: Callable[[SkywardEtcdError], None], back: float
-    ) -> None:
+    def _arrive(self, call: Call, tell: Teller, back: float) -> None:
         try:
             reply = self._apply(call)
         except SkywardEtcdError as error:
             refusal = error
-            self._simulation.after(back, lambda: fail(refusal))
+            self._simulation.after(back, lambda: tell(None, refusal))
             return
 
         def receive() -> None:
             self.saw(reply.header.revision)
-            answer(reply)
+            tell(reply, None)
 
         self._simulation.after(back, receive)
 
@@ -517,7 +559,7 @@ class Process:
             behind = etcd.stale_view(max(oldest, etcd.revision - rng.randrange(8)))
             return behind.call(call.method, call.request)
         no_space = self._simulation.faults.no_space
-        if no_space and call.method is TXN and _puts(call.request) and rng.random() < no_space:
+        if no_space and call.method is TXN and puts(call.request) and rng.random() < no_space:
             if rng.random() < 0.5:
                 etcd.call(call.method, call.request)
             raise NoSpace("etcdserver: mvcc: database space exceeded")
@@ -710,6 +752,16 @@ class _Driven:
                     ends = math.inf if given is None else given + _LIMITS.call_s
 
 
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A call of a process, and who is told how it ends."""
+
+    call: Call
+    tell: Teller
+    ends: float
+    footprint: Footprint = field(default_factory=Footprint)
+
+
 @dataclass(frozen=True, slots=True)
 class _Bounded:
     """An effect, and the moment by which it has to have happened."""
@@ -746,12 +798,6 @@ def _told(watch: pb.WatchCreateRequest, events: Sequence[pb.Event]) -> list[pb.E
 
 def _covers(watch: pb.WatchCreateRequest, key: bytes) -> bool:
     return watch.key <= key < watch.range_end if watch.range_end else watch.key == key
-
-
-def _puts(request: pb.TxnRequest) -> bool:
-    """Tell whether a transaction writes anything but deletions, at any level."""
-    operations = (*request.success, *request.failure)
-    return any(each.HasField("request_put") or _puts(each.request_txn) for each in operations)
 
 
 def _quietly(apply: Callable[[], Any]) -> None:

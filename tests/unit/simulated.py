@@ -44,9 +44,12 @@ class Scenario:
     processes: int = 3
     tasks: int = 2
     faults: Faults = CRUEL
+    at_once: int | None = None
+    """How many calls a process has under way before others travel together; ``None``: a number of the seed's."""
 
     def play(self, seed: int) -> lin.Verdict:
         with Simulation(seed, faults=self.faults) as simulation:
+            simulation.at_once = self.at_once or simulation.at_once
             for number in range(self.processes):
                 process = simulation.process(f"p{number}")
                 for task in range(self.tasks):
@@ -754,6 +757,11 @@ def _failed(simulation: Simulation) -> str:
     return repr(errors[0]) if errors else ""
 
 
+def together(scenario: Scenario) -> Scenario:
+    """Return the scenario with many tasks of a process, whose calls travel together."""
+    return replace(scenario, processes=2, tasks=5, at_once=1)
+
+
 SCENARIOS = {
     "counter": COUNTER,
     "dict": DICT,
@@ -769,6 +777,13 @@ SCENARIOS = {
     "barrier": BARRIER,
     "barrier in haste": HASTY_BARRIER,
     "barrier that is aborted": ABORTED_BARRIER,
+    "counter of many tasks": together(COUNTER),
+    "dict of many tasks": together(DICT),
+    "set of many tasks": together(SET),
+    "queue of many tasks": together(QUEUE),
+    "queue of claims of many tasks": together(CLAIMS),
+    "lock of many tasks": together(LOCK),
+    "barrier of many tasks": together(BARRIER),
     "counter without space": replace(COUNTER, faults=FULL),
     "dict without space": replace(DICT, faults=FULL),
     "set without space": replace(SET, faults=FULL),

@@ -57,30 +57,30 @@ def test_a_refusal_is_not_sent_again() -> None:
 
 
 def test_a_write_that_never_left_is_sent_again_as_it_was() -> None:
-    (_, doubt), asked = drive(once(FIRST, AGAIN, what="x"), NEVER_SENT, pb.TxnResponse())
+    (_, doubt), asked = drive(once(FIRST, lambda: AGAIN, what="x"), NEVER_SENT, pb.TxnResponse())
     assert requests(asked) == [FIRST, FIRST]
     assert not doubt
 
 
 def test_a_write_in_doubt_is_followed_by_the_one_that_proves_it() -> None:
-    (_, doubt), asked = drive(once(FIRST, AGAIN, what="x"), NEVER_SENT, LOST, NEVER_SENT, pb.TxnResponse())
+    (_, doubt), asked = drive(once(FIRST, lambda: AGAIN, what="x"), NEVER_SENT, LOST, NEVER_SENT, pb.TxnResponse())
     assert requests(asked) == [FIRST, FIRST, AGAIN, AGAIN]
     assert doubt
 
 
 def test_a_session_lost_with_the_answer_leaves_the_outcome_unknown() -> None:
     with pytest.raises(OutcomeUnknown):
-        drive(once(FIRST, AGAIN, what="x"), LOST, LeaseNotFound("gone"))
+        drive(once(FIRST, lambda: AGAIN, what="x"), LOST, LeaseNotFound("gone"))
 
 
 def test_a_session_lost_before_the_write_was_sent_is_no_riddle() -> None:
     with pytest.raises(LeaseNotFound):
-        drive(once(FIRST, AGAIN, what="x"), NEVER_SENT, LeaseNotFound("gone"))
+        drive(once(FIRST, lambda: AGAIN, what="x"), NEVER_SENT, LeaseNotFound("gone"))
 
 
 @pytest.mark.parametrize(("last", "expected"), [(LOST, OutcomeUnknown), (NEVER_SENT, Unavailable)])
 def test_giving_up_says_whether_it_may_have_been_applied(last: Unavailable, expected: type[Exception]) -> None:
-    operation = once(FIRST, AGAIN, what="x")
+    operation = once(FIRST, lambda: AGAIN, what="x")
     next(operation)
     operation.throw(last)  # Now
     operation.send(0.0)  # Backoff
@@ -125,7 +125,7 @@ FULL = NoSpace("database space exceeded")
 
 
 def by_key(*answers: object) -> tuple[Any, list[Effect]]:
-    return drive(once_by(b"slot", 7, FIRST, AGAIN, what="x"), *answers)
+    return drive(once_by(b"slot", 7, FIRST, lambda: AGAIN, what="x"), *answers)
 
 
 def the_key(mod_revision: int) -> pb.RangeResponse:
@@ -146,7 +146,7 @@ def test_a_write_that_no_space_kept_away_was_not_applied() -> None:
 
 
 def test_whether_the_quota_kept_a_write_away_may_be_unknown() -> None:
-    asking = once_by(b"slot", 7, FIRST, AGAIN, what="x")
+    asking = once_by(b"slot", 7, FIRST, lambda: AGAIN, what="x")
     next(asking)
     asking.throw(FULL)
     asking.throw(LOST)

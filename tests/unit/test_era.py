@@ -74,7 +74,7 @@ def test_who_waits_between_two_tries_hears_it_at_once(session: Session, drive: D
 @both
 def test_a_write_that_may_have_arrived_is_called_unknown(session: Session, drive: Drive) -> None:
     def in_doubt() -> Operation[Any]:
-        write = once(kv.txn(), kv.txn(), what="dict 'd'")
+        write = once(kv.txn(), what="dict 'd'")
         next(write)
         backoff = write.throw(Unavailable("no answer"))  # Now
         assert not isinstance(backoff, Backoff)

@@ -16,6 +16,7 @@ from skyward_etcd.ops.attempt import repeatable
 from skyward_etcd.ops.effects import Call, Deadline, Identify, Operation, Watch
 from skyward_etcd.session import runner
 from skyward_etcd.session.era import Era
+from skyward_etcd.session.merging import Merging
 from skyward_etcd.session.session import Session
 from skyward_etcd.session.signals import Signal
 from skyward_etcd.wire import messages as pb
@@ -36,7 +37,8 @@ class Mute:
         self.wire = SimpleNamespace(call=self._call, call_async=self._call_async, endpoints=("nowhere:1",))
         self.closed: list[bool] = []
         self.hub = SimpleNamespace(open=self._open)
-        self.era = Era(*[cast(Any, part) for part in (self.wire, self.wire, None, self.hub, None)])
+        merging = Merging(cast(Any, self.wire), at_once=4)
+        self.era = Era(merging, *[cast(Any, part) for part in (self.wire, None, self.hub, None)])
 
     def join(self) -> None: ...
 

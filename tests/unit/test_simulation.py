@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from skyward_etcd.collections import barrier, claim, counter, dict, front, lock, places, queue, tail
-from skyward_etcd.errors import LeaseNotFound
-from skyward_etcd.ops import attempt, kv, proof
+from skyward_etcd.errors import LeaseNotFound, Unavailable
+from skyward_etcd.ops import attempt, kv, merge, proof
 from skyward_etcd.ops.effects import Await, Operation
 from skyward_etcd.session import watch
 from skyward_etcd.testing.simulator import Stuck
@@ -79,7 +79,7 @@ def retry_blindly(patch: pytest.MonkeyPatch) -> None:
 def take_no_space_for_a_refusal(patch: pytest.MonkeyPatch) -> None:
     """Believe that what is answered with `NoSpace` was not done."""
 
-    def believe(_key: bytes, _mod_revision: int, request: Any, again: Any, *, what: str) -> Operation[Any]:
+    def believe(_key: bytes, _mod_revision: int, request: Any, again: Any = None, *, what: str) -> Operation[Any]:
         return (yield from attempt.once(request, again, what=what))
 
     for module in (counter, proof):
@@ -238,6 +238,27 @@ def forget_what_was_compacted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(watch.Watches, "_confirm", confirm)
 
 
+def merge_what_depends_on_each_other(patch: pytest.MonkeyPatch) -> None:
+    """Let calls travel together that have to do with the same keys."""
+
+    def always(*_: Any) -> bool:
+        return True
+
+    patch.setattr(merge.Footprint, "is_independent_of", always)
+
+
+def lose_the_answers_of_all_but_one(patch: pytest.MonkeyPatch) -> None:
+    """Take a lost answer of many for a refusal of all: who was applied is told that he was not."""
+
+    def told(self: Any, error: Any) -> Any:
+        if len(self.calls) > 1 and isinstance(error, Unavailable):
+            return [Unavailable("lost", maybe_applied=False) for _ in self.calls]
+        return as_it_is(self, error)
+
+    as_it_is = merge.Batch.told
+    patch.setattr(merge.Batch, "told", told)
+
+
 def _nothing(*_: Any) -> bytes:
     return b"/nowhere"
 
@@ -268,6 +289,10 @@ PLANTED: list[tuple[Plant, str]] = [
     (tell_nobody_of_what_is_given_back, "queue of claims that are waited for"),
     (tell_nobody_whose_lease_has_ended, "queue of claims that are waited for"),
     (open_the_gate_for_anybody, "barrier in haste"),
+    (merge_what_depends_on_each_other, "queue of many tasks"),
+    (merge_what_depends_on_each_other, "lock of many tasks"),
+    (lose_the_answers_of_all_but_one, "set of many tasks"),
+    (lose_the_answers_of_all_but_one, "queue of many tasks"),
     (begin_again_without_a_word, "queue that is waited for"),
     (forget_what_was_compacted, "queue that is waited for"),
 ]
