@@ -215,7 +215,7 @@ class Claims:
             if claim is not None:
                 return claim
 
-    def _claiming(self, identity: Identity, items: Sequence[bytes]) -> Sequence[kv.Op]:
+    def _claiming(self, identity: Identity, items: Sequence[bytes], _delivered: bool) -> Sequence[kv.Op]:  # noqa: FBT001
         (item,) = items
         deliveries = self._places.deliveries_of(item)
         told = self._who(self._front.delivered(item) + 1)

@@ -24,7 +24,9 @@ from skyward_etcd.ops.proof import Alternative, Guard, Outcome, prove
 __all__ = ["Act", "Front", "View"]
 
 _LONGEST_CHAIN = 8
-"""Candidates that one transaction tries at most: enough for as many consumers at once."""
+"""Candidates that one transaction tries at most where items are claimed."""
+_LONGEST_PLAIN_CHAIN = 16
+"""And elsewhere, where each costs etcd less: enough for as many consumers at once."""
 _LOOK_AHEAD = 2
 """Pages looked at together otherwise: when the first is used up, the second is known at once."""
 _WINDOW = 64
@@ -34,8 +36,11 @@ _MANY_AMONG_CLAIMS = 8
 _MOST_HOLDERS = 48
 """Sessions whose life one transaction compares; with the chain they stay under etcd's 128 of everything."""
 
-Act = Callable[[Sequence[bytes]], Sequence[kv.Op]]
-"""What to do with the items that were picked. The first operations are about them, in their order."""
+Act = Callable[[Sequence[bytes], bool], Sequence[kv.Op]]
+"""What to do with the items that were picked. The first operations are about them, in their order.
+
+It is also told whether they may have been delivered before: else there are no counts of that.
+"""
 Undo = Callable[[Sequence[bytes], Outcome], Operation[None]]
 
 
@@ -131,35 +136,38 @@ class Front:
                 if not view.candidates:
                     return None
             choices, singles = self._choices(view, n)
-            looks = self._looks(view.page)
+            is_plain = not memory.has_claims  # what is not claimed is compared once for all then
+            looks = () if is_plain else self._looks(view.page)
             alternatives = [
-                self._acting(keys, act, view, looks if number else (), together=number < len(choices) - singles)
+                self._acting(keys, act, view, looks if number else (), is_plain=is_plain)
                 for number, keys in enumerate(choices)
             ]
             outcome = yield from prove(
                 alternatives,
-                guard=Guard(self._guard(view)),
+                guard=Guard(self._unclaimed(view.page) if is_plain else self._guard(view)),
                 otherwise=looks,
                 undo=partial(_undone, undo, choices),
                 identity=identity,
                 what=self._what,
             )
+            if outcome.is_refused or (outcome.taken is None and outcome.responses is None):
+                memory.has_claims = memory.has_claims or outcome.is_refused
+                memory.view = memory.view.afresh()
+                continue
+            longest = _LONGEST_PLAIN_CHAIN if is_plain else _LONGEST_CHAIN
             if outcome.taken is None:
-                if outcome.responses:
-                    yield from self._pass_over(choices[-singles:], (), outcome, outcome.responses)
-                    memory.chain = _LONGEST_CHAIN
-                else:
-                    memory.view = memory.view.afresh()
+                yield from self._pass_over(choices[-singles:], (), outcome, outcome.responses or ())
+                memory.chain = longest
                 continue
             picked = choices[outcome.taken]
             memory.hinted = max(memory.hinted, view.first)
             passed = choices[len(choices) - singles : outcome.taken]
-            seen = outcome.responses[-len(looks) :] if outcome.taken and outcome.responses is not None else ()
+            seen = outcome.responses[-len(looks) :] if looks and outcome.taken and outcome.responses is not None else ()
             if outcome.responses is None:
                 memory.view = memory.view.afresh()  # who holds what was passed over is not known
             else:
                 yield from self._pass_over(passed, picked, outcome, seen, identity)
-            memory.chain = min(_LONGEST_CHAIN, 2 * len(passed) + 2)
+            memory.chain = min(longest, 2 * len(passed) + 2)
             return picked, outcome
 
     def pick_fresh(
@@ -176,7 +184,7 @@ class Front:
             # What was put in the same transaction has the same revision; the one before it goes first.
             kv.absent(places.before(item.key)),
         )
-        acting = self._acting(keys, act, view, (), together=False)
+        acting = self._acting(keys, act, view, (), is_plain=False)
         fresh = Alternative((*acting.compares, *is_oldest), acting.operations)
         outcome = yield from prove([fresh], undo=partial(undo, keys), identity=identity, what=self._what)
         if outcome.taken is None:
@@ -188,24 +196,26 @@ class Front:
     def _choices(self, view: View, n: int) -> tuple[list[Sequence[bytes]], int]:
         """Return what to try, in this order, and how many of them are single items."""
         memory = self._memory()
-        wanted = view.candidates[: min(n, _MANY_AMONG_CLAIMS if memory.has_claims else MANY)]
-        singles: list[Sequence[bytes]] = [[key] for key in view.candidates[: memory.chain]]
+        most, longest = (_MANY_AMONG_CLAIMS, _LONGEST_CHAIN) if memory.has_claims else (MANY, _LONGEST_PLAIN_CHAIN)
+        wanted = view.candidates[: min(n, most)]
+        singles: list[Sequence[bytes]] = [[key] for key in view.candidates[: min(memory.chain, longest)]]
         return ([wanted, *singles] if len(wanted) > 1 else singles), len(singles)
 
     def _acting(
-        self, keys: Sequence[bytes], act: Act, view: View, looks: Sequence[kv.Op], *, together: bool
+        self, keys: Sequence[bytes], act: Act, view: View, looks: Sequence[kv.Op], *, is_plain: bool
     ) -> Alternative:
         memory, places = self._memory(), self._places
         compares = [kv.present(key) for key in keys]
-        if together and not memory.has_claims:
-            page = places.page_of(keys[0])
-            compares += [_none(places.claims(page)), _none(places.deliveries(page))]
-        else:
+        if not is_plain:
             compares += [kv.absent(places.claim_of(key)) for key in keys]
             if self._most is not None:
                 compares += [kv.fewer_writes(places.deliveries_of(key), self._most) for key in keys]
         hint = [kv.put(places.head, b"%d" % view.first)] if view.first > memory.hinted else []
-        return Alternative(compares, (*act(keys), *hint, *looks))
+        return Alternative(compares, (*act(keys, not is_plain), *hint, *looks))
+
+    def _unclaimed(self, page: int) -> Sequence[kv.Compare]:
+        """Where nothing was claimed so far: nothing has been since either."""
+        return _none(self._places.claims(page)), _none(self._places.deliveries(page))
 
     def _guard(self, view: View) -> Sequence[kv.Compare]:
         """What must hold for the view to be true still: nobody has given back what is before the candidates."""

@@ -299,9 +299,9 @@ class Queue(Collection):
         picked = yield from self._front.pick(n, self._removing, undo=self._give_back)
         return (yield from self._taken(*picked)) if picked is not None else []
 
-    def _removing(self, keys: Sequence[bytes]) -> Sequence[kv.Op]:
+    def _removing(self, keys: Sequence[bytes], delivered: bool) -> Sequence[kv.Op]:  # noqa: FBT001 - an `Act`
         removes = [kv.delete(key, with_value=True) for key in keys]
-        return (*removes, *(kv.delete(self._places.deliveries_of(key)) for key in keys))
+        return (*removes, *(kv.delete(self._places.deliveries_of(key)) for key in keys if delivered))
 
     def _taken(self, keys: Sequence[bytes], outcome: Outcome) -> Operation[list[Any]]:
         """Return the values of what was taken, up to the first that cannot be had here: the rest goes back."""

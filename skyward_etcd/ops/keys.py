@@ -61,6 +61,8 @@ def decode_key(data: bytes) -> Hashable:
     """
     try:
         _check_size(len(data))
+        if _PLAIN_TEXT.fullmatch(data):
+            return data[1:-1].decode()
         key = _from_json(json.loads(data.decode()), 0)
         if encode_key(key) == data:
             return key
@@ -112,6 +114,9 @@ def _tagged(tag: str, text: str) -> str:
 
 # Text
 
+_PLAIN: Final = re.compile(r"[ !#-\[\]-~]*")
+_PLAIN_TEXT: Final = re.compile(rb'"[ !#-\[\]-~]*"')
+"""What JSON puts between quotes as it is: most keys, in a fifth of the time."""
 _quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
 _UNREADABLE: Final = re.compile("[\x7f-\x9f\ud800-\udfff]")
 """What JSON leaves as it is and a terminal, or UTF-8, does not take: control characters and lone surrogates."""
@@ -122,6 +127,8 @@ _FALSE_PAIR: Final = re.compile("(?<=[\ud800-\udbff])(?=[\udc00-\udfff])")
 def _str(key: str, _depth: int) -> str:
     _check_size(len(key), "characters")
     key = str.__str__(key)  # of an enum or another subclass, the text that it is
+    if _PLAIN.fullmatch(key):
+        return f'"{key}"'
     text = _quoted(key)
     if text.isprintable():
         return text

@@ -169,8 +169,8 @@ def give_back_to_the_end(patch: pytest.MonkeyPatch) -> None:
 def forget_how_often_it_was_delivered(patch: pytest.MonkeyPatch) -> None:
     """Keep the count of deliveries on the lease, where it goes with the claim."""
 
-    def claiming(self: Any, identity: Any, items: Any) -> Any:
-        operations = for_good(self, identity, items)
+    def claiming(self: Any, identity: Any, items: Any, delivered: Any) -> Any:
+        operations = for_good(self, identity, items, delivered)
         operations[2].request_put.lease = identity.lease
         return operations
 
@@ -181,8 +181,8 @@ def forget_how_often_it_was_delivered(patch: pytest.MonkeyPatch) -> None:
 def claim_on_no_lease(patch: pytest.MonkeyPatch) -> None:
     """Let a claim outlive its process."""
 
-    def claiming(self: Any, identity: Any, items: Any) -> Any:
-        operations = on_a_lease(self, identity, items)
+    def claiming(self: Any, identity: Any, items: Any, delivered: Any) -> Any:
+        operations = on_a_lease(self, identity, items, delivered)
         operations[1].request_put.lease = 0
         return operations
 
@@ -197,6 +197,15 @@ def believe_an_old_view(patch: pytest.MonkeyPatch) -> None:
         return ()
 
     patch.setattr(front.Front, "_guard", believe)
+
+
+def take_what_somebody_has_just_claimed(patch: pytest.MonkeyPatch) -> None:
+    """Believe that nothing is claimed in a queue of which nothing was."""
+
+    def believe(*_: Any) -> tuple[kv.Compare, ...]:
+        return ()
+
+    patch.setattr(front.Front, "_unclaimed", believe)
 
 
 def tell_nobody_of_what_is_given_back(patch: pytest.MonkeyPatch) -> None:
@@ -286,6 +295,7 @@ PLANTED: list[tuple[Plant, str]] = [
     (forget_how_often_it_was_delivered, "queue with dead letters"),
     (claim_on_no_lease, "queue of claims"),
     (believe_an_old_view, "queue of claims"),
+    (take_what_somebody_has_just_claimed, "queue of claims"),
     (tell_nobody_of_what_is_given_back, "queue of claims that are waited for"),
     (tell_nobody_whose_lease_has_ended, "queue of claims that are waited for"),
     (open_the_gate_for_anybody, "barrier in haste"),
