@@ -51,13 +51,17 @@ class Shared(ABC):
     def _session(self) -> Session:
         """Return the session that they are of, or raise what keeps it from being had."""
 
-    def dict(self, name: str, *, consistency: Consistency | None = "eventual") -> Dict:
-        """Return the `Dict` of this name."""
-        return Dict(self._session(), name, consistency=consistency)
+    def dict(self, name: str, *, consistency: Consistency | None = "eventual", near_cache: bool = False) -> Dict:
+        """Return the `Dict` of this name.
 
-    def set(self, name: str, *, consistency: Consistency | None = "eventual") -> Set:
-        """Return the `Set` of this name."""
-        return Set(self._session(), name, consistency=consistency)
+        With ``near_cache``, this process keeps what was looked up, and reads it without asking: changes by others show
+        one watch delivery later, its own at once. For eventual reads only.
+        """
+        return Dict(self._session(), name, consistency=consistency, near_cache=near_cache)
+
+    def set(self, name: str, *, consistency: Consistency | None = "eventual", near_cache: bool = False) -> Set:
+        """Return the `Set` of this name; ``near_cache`` as for `dict`."""
+        return Set(self._session(), name, consistency=consistency, near_cache=near_cache)
 
     def counter(self, name: str, *, consistency: Consistency | None = "eventual") -> Counter:
         """Return the `Counter` of this name."""

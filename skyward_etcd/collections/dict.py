@@ -6,15 +6,14 @@ import builtins
 from collections.abc import AsyncIterator, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, final
 
-from skyward_etcd.collections.base import Collection
+from skyward_etcd.collections.near import MISS, NearCached
 from skyward_etcd.errors import UnsupportedType
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_, recall
 from skyward_etcd.ops.bulk import all_of, chunks
 from skyward_etcd.ops.effects import Operation
-from skyward_etcd.ops.keys import decode_key, encode_key
+from skyward_etcd.ops.keys import decode_key
 from skyward_etcd.ops.naming import agree
-from skyward_etcd.ops.pages import read_all
 from skyward_etcd.ops.proof import Alternative, prove, write
 
 __all__ = ["ABSENT", "Absent", "Dict"]
@@ -41,7 +40,7 @@ ABSENT: Final = Absent()
 Pairs = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
 
 
-class Dict(Collection):
+class Dict(NearCached):
     """A mapping that all nodes share.
 
     Writes are linearizable at both levels. Reads are linearizable if the handle is strong; else they are what the
@@ -60,15 +59,17 @@ class Dict(Collection):
     # ---- one entry
 
     def get(self, key: Hashable, default: Any = None) -> Any:
-        """Return the value, or ``default``. One round trip."""
-        return self._run(self._get(key, default))
+        """Return the value, or ``default``. One round trip; none if the near-cache has it."""
+        near = self._near(key, default)
+        return self._run(self._get(key, default)) if near is MISS else near
 
     async def get_async(self, key: Hashable, default: Any = None) -> Any:
         """`get`, without blocking the event loop."""
-        return await self._run_async(self._get(key, default))
+        near = self._near(key, default)
+        return await self._run_async(self._get(key, default)) if near is MISS else near
 
     def __getitem__(self, key: Hashable) -> Any:
-        value = self._run(self._get(key, ABSENT))
+        value = self.get(key, ABSENT)
         if value is ABSENT:
             raise KeyError(key)
         return value
@@ -104,15 +105,17 @@ class Dict(Collection):
             raise KeyError(key)
 
     def contains(self, key: Hashable) -> bool:
-        """Tell whether there is such an entry. One round trip; the value does not travel."""
-        return self._run(self._contains(key))
+        """Tell whether there is such an entry. One round trip; the value does not travel, without a near-cache."""
+        near = self._near(key, ABSENT)
+        return self._run(self._contains(key)) if near is MISS else near is not ABSENT
 
     async def contains_async(self, key: Hashable) -> bool:
         """`contains`, without blocking the event loop."""
-        return await self._run_async(self._contains(key))
+        near = self._near(key, ABSENT)
+        return await self._run_async(self._contains(key)) if near is MISS else near is not ABSENT
 
     def __contains__(self, key: Hashable) -> bool:
-        return self._run(self._contains(key))
+        return self.contains(key)
 
     def pop(self, key: Hashable, default: Any = None) -> Any:
         """Remove an entry and return its value, or ``default``. One round trip; no two callers get the same value.
@@ -225,38 +228,26 @@ class Dict(Collection):
     # ---- the algorithms
 
     def _get(self, key: Hashable, default: Any) -> Operation[Any]:
-        at = self._at(key)
-        yield from agree(self._session, self.kind, self.name)
-        request = kv.read(at, serializable=not self._strong)
-        reply = yield from range_(request, seen=self._session.seen)
-        return self._decode(reply.kvs[0]) if reply.kvs else default
+        found = yield from self._find(self._at(key))
+        return self._decode(found) if found is not None else default
 
     def _set(self, key: Hashable, value: Any) -> Operation[None]:
         at = self._at(key)
-        data = self._encode(at, value)
-        yield from agree(self._session, self.kind, self.name)
-        yield from self._write([kv.put(at, data)])
+        yield from self._changing((at,), self._write([kv.put(at, self._encode(at, value))]))
 
     def _delete(self, key: Hashable) -> Operation[bool]:
         at = self._at(key)
-        yield from agree(self._session, self.kind, self.name)
-        outcome = yield from prove(
-            [Alternative((kv.present(at),), (kv.delete(at),))], guard=self.guard, what=self._what
-        )
+        remove = Alternative((kv.present(at),), (kv.delete(at),))
+        outcome = yield from self._changing((at,), prove([remove], guard=self.guard, what=self._what))
         return outcome.taken is not None
 
     def _contains(self, key: Hashable) -> Operation[bool]:
-        at = self._at(key)
-        yield from agree(self._session, self.kind, self.name)
-        request = kv.read(at, count_only=True, serializable=not self._strong)
-        reply = yield from range_(request, seen=self._session.seen)
-        return bool(reply.count)
+        return (yield from self._is_there(self._at(key)))
 
     def _pop(self, key: Hashable, default: Any) -> Operation[Any]:
         at = self._at(key)
-        yield from agree(self._session, self.kind, self.name)
         take = Alternative((kv.present(at),), (kv.delete(at, with_value=True),))
-        outcome = yield from prove([take], guard=self.guard, what=self._what)
+        outcome = yield from self._changing((at,), prove([take], guard=self.guard, what=self._what))
         if outcome.taken is None:
             return default
         if outcome.responses is not None:
@@ -269,15 +260,15 @@ class Dict(Collection):
             return self._decode(removed)
         except Exception:  # what this process cannot read, as it lacks the secret or the class, another one can
             back = Alternative((kv.absent(at),), (kv.put(at, removed.value),))
-            yield from prove([back], what=self._what)
+            yield from self._changing((at,), prove([back], what=self._what))
             raise
 
     def _setdefault(self, key: Hashable, default: Any) -> Operation[Any]:
         at = self._at(key)
         data = self._encode(at, default)
-        yield from agree(self._session, self.kind, self.name)
         store = Alternative((kv.absent(at),), (kv.put(at, data),))
-        outcome = yield from prove([store], otherwise=(kv.get(at),), guard=self.guard, what=self._what)
+        storing = prove([store], otherwise=(kv.get(at),), guard=self.guard, what=self._what)
+        outcome = yield from self._changing((at,), storing)
         if outcome.taken is not None:
             return self._session.codec.decode(data, key=at)
         if outcome.responses is not None:
@@ -291,10 +282,10 @@ class Dict(Collection):
         wanted = b"" if expected is ABSENT else self._encode(at, expected)
         # Two large values are too large for one request: then the first try finds out the version to replace.
         holds = kv.value_is(at, wanted if len(wanted) <= _COMPARED_BYTES else b"") if wanted else kv.absent(at)
-        yield from agree(self._session, self.kind, self.name)
         while True:
             store = Alternative((holds,), (kv.put(at, data),))
-            outcome = yield from prove([store], otherwise=(kv.get(at),), guard=self.guard, what=self._what)
+            storing = prove([store], otherwise=(kv.get(at),), guard=self.guard, what=self._what)
+            outcome = yield from self._changing((at,), storing)
             if outcome.taken is not None:
                 return True
             if outcome.responses is not None:
@@ -313,9 +304,9 @@ class Dict(Collection):
         for key, value in pairs.items():
             at = self._at(key)
             data[at] = self._encode(at, value)
-        yield from agree(self._session, self.kind, self.name)
         puts = (kv.put(at, value) for at, value in data.items())
-        yield from all_of(map(self._write, chunks(puts, kv.put_bytes, most=_CHUNK_ENTRIES, most_bytes=_CHUNK_BYTES)))
+        parts = chunks(puts, kv.put_bytes, most=_CHUNK_ENTRIES, most_bytes=_CHUNK_BYTES)
+        yield from self._changing(data, all_of(map(self._write, parts)))
 
     def _size(self) -> Operation[int]:
         yield from agree(self._session, self.kind, self.name)
@@ -329,21 +320,17 @@ class Dict(Collection):
         return reply.count
 
     def _keys(self) -> Operation[list[Any]]:
-        yield from agree(self._session, self.kind, self.name)
-        found = yield from read_all(
-            self._prefix, keys_only=True, serializable=not self._strong, seen=self._session.seen
-        )
+        found = yield from self._read_all(keys_only=True)
         return [decode_key(entry.key.removeprefix(self._prefix)) for entry in found]
 
     def _items(self) -> Operation[list[tuple[Any, Any]]]:
-        yield from agree(self._session, self.kind, self.name)
-        found = yield from read_all(self._prefix, serializable=not self._strong, seen=self._session.seen)
+        found = yield from self._read_all()
         return [(decode_key(entry.key.removeprefix(self._prefix)), self._decode(entry)) for entry in found]
 
     def _clear(self) -> Operation[None]:
-        yield from agree(self._session, self.kind, self.name)
         wipe = kv.delete(self._prefix, kv.prefix_end(self._prefix))
-        yield from prove([Alternative((), (wipe,))], guard=self.guard, what=self._what)
+        wiping = prove([Alternative((), (wipe,))], guard=self.guard, what=self._what)
+        yield from self._changing(None, wiping)
 
     def _write(self, puts: Sequence[kv.Op]) -> Operation[None]:
         if self._strong or self.guard is not None:
@@ -351,16 +338,10 @@ class Dict(Collection):
         else:
             yield from write(puts, what=self._what)
 
-    def _at(self, key: Hashable) -> bytes:
-        return self._prefix + encode_key(key)
-
     def _encode(self, at: bytes, value: Any) -> bytes:
         if value is ABSENT:
             raise UnsupportedType(f"{self._what}: ABSENT is no value: it stands for no entry; use delete(key)")
         return self._session.codec.encode(value, key=at, what=self._what)
-
-    def _decode(self, found: kv.KeyValue) -> Any:
-        return self._session.codec.decode(found.value, key=found.key)
 
 
 def _is_equal(there: Any, expected: Any) -> bool:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Hashable, Iterable, Iterator
 from typing import Any
 
-from skyward_etcd.collections.base import Collection
+from skyward_etcd.collections.near import MISS, NearCached
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import range_
 from skyward_etcd.ops.bulk import all_of, chunks
 from skyward_etcd.ops.effects import Operation
-from skyward_etcd.ops.keys import decode_key, encode_key
+from skyward_etcd.ops.keys import decode_key
 from skyward_etcd.ops.naming import agree
-from skyward_etcd.ops.pages import read_all
 from skyward_etcd.ops.proof import Alternative, prove
 
 __all__ = ["Set"]
@@ -21,7 +20,7 @@ _CHUNK_MEMBERS = 100
 _CHUNK_BYTES = 256 * 1024
 
 
-class Set(Collection):
+class Set(NearCached):
     """Members that all nodes share.
 
     `add` and `discard` are exact: of all who add the same member at once, one is told that it did. Reads are
@@ -57,15 +56,17 @@ class Set(Collection):
         return await self._run_async(self._discard(value))
 
     def contains(self, value: Hashable) -> bool:
-        """Tell whether it is a member. One round trip."""
-        return self._run(self._contains(value))
+        """Tell whether it is a member. One round trip; none if the near-cache knows."""
+        near = self._near(value, False)
+        return self._run(self._contains(value)) if near is MISS else near
 
     async def contains_async(self, value: Hashable) -> bool:
         """`contains`, without blocking the event loop."""
-        return await self._run_async(self._contains(value))
+        near = self._near(value, False)
+        return await self._run_async(self._contains(value)) if near is MISS else near
 
     def __contains__(self, value: Hashable) -> bool:
-        return self._run(self._contains(value))
+        return self.contains(value)
 
     def update(self, *others: Iterable[Hashable]) -> None:
         """Add many members. One round trip for each 100; each such part is atomic, the whole is not."""
@@ -120,29 +121,26 @@ class Set(Collection):
 
     def _add(self, value: Hashable) -> Operation[bool]:
         at = self._at(value)
-        yield from agree(self._session, self.kind, self.name)
-        outcome = yield from prove([Alternative((kv.absent(at),), (kv.put(at),))], guard=self.guard, what=self._what)
+        add = Alternative((kv.absent(at),), (kv.put(at),))
+        outcome = yield from self._changing((at,), prove([add], guard=self.guard, what=self._what))
         return outcome.taken is not None
 
     def _discard(self, value: Hashable) -> Operation[bool]:
         at = self._at(value)
-        yield from agree(self._session, self.kind, self.name)
-        outcome = yield from prove(
-            [Alternative((kv.present(at),), (kv.delete(at),))], guard=self.guard, what=self._what
-        )
+        remove = Alternative((kv.present(at),), (kv.delete(at),))
+        outcome = yield from self._changing((at,), prove([remove], guard=self.guard, what=self._what))
         return outcome.taken is not None
 
     def _contains(self, value: Hashable) -> Operation[bool]:
-        at = self._at(value)
-        yield from agree(self._session, self.kind, self.name)
-        request = kv.read(at, count_only=True, serializable=not self._strong)
-        reply = yield from range_(request, seen=self._session.seen)
-        return bool(reply.count)
+        return (yield from self._is_there(self._at(value)))
+
+    def _decode(self, found: kv.KeyValue) -> bool:  # noqa: ARG002 - that it is there is all
+        return True
 
     def _update(self, others: Iterable[Iterable[Hashable]]) -> Operation[None]:
         keys = list(dict.fromkeys(self._at(value) for other in others for value in other))
-        yield from agree(self._session, self.kind, self.name)
-        yield from all_of(map(self._add_all, chunks(keys, len, most=_CHUNK_MEMBERS, most_bytes=_CHUNK_BYTES)))
+        parts = chunks(keys, len, most=_CHUNK_MEMBERS, most_bytes=_CHUNK_BYTES)
+        yield from self._changing(keys, all_of(map(self._add_all, parts)))
 
     def _add_all(self, keys: Iterable[bytes]) -> Operation[None]:
         adds = [kv.nested((kv.absent(at),), (kv.put(at),)) for at in keys]
@@ -160,16 +158,10 @@ class Set(Collection):
         return reply.count
 
     def _members(self) -> Operation[list[Any]]:
-        yield from agree(self._session, self.kind, self.name)
-        found = yield from read_all(
-            self._prefix, keys_only=True, serializable=not self._strong, seen=self._session.seen
-        )
+        found = yield from self._read_all(keys_only=True)
         return [decode_key(member.key.removeprefix(self._prefix)) for member in found]
 
     def _clear(self) -> Operation[None]:
-        yield from agree(self._session, self.kind, self.name)
         wipe = kv.delete(self._prefix, kv.prefix_end(self._prefix))
-        yield from prove([Alternative((), (wipe,))], guard=self.guard, what=self._what)
-
-    def _at(self, value: Hashable) -> bytes:
-        return self._prefix + encode_key(value)
+        wiping = prove([Alternative((), (wipe,))], guard=self.guard, what=self._what)
+        yield from self._changing(None, wiping)

@@ -49,6 +49,8 @@ class Watch:
     key: bytes
     range_end: bytes = b""
     start: int = 0
+    tell: Callable[[Sequence[pb.Event]], None] | None = None
+    """Is given the events as they come, by whoever reads the stream, instead of them being kept to be taken."""
     hand_out: bool = False
     """Each put to one of the process's watchers, in the order in which they came, instead of to all; no deletions."""
 
@@ -123,6 +125,16 @@ class Signal(Protocol):
 
 class Watching(Signal, Protocol):
     """A live watch: set when there is something to `take`."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether news come: the stream is not broken at the moment."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there will be no more, for good."""
+        ...
 
     def take(self) -> list[pb.Event]:
         """Return the events since the last call, oldest first, and clear the signal.

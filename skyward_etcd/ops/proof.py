@@ -111,7 +111,8 @@ def write(operations: Sequence[pb.RequestOp], *, what: str) -> Operation[None]:
     """Apply operations that may be applied again, and never after this has returned. One round trip.
 
     Only a repetition moves the slot, which keeps earlier tries from arriving late: without that, a value that was
-    overwritten long ago could come back.
+    overwritten long ago could come back. The first use of a slot moves it too: that it is not there is also true once
+    the lease has ended, and what is put on the lease is refused then.
 
     Raises:
         OutcomeUnknown: no answer, and it may have been applied.
@@ -122,7 +123,7 @@ def write(operations: Sequence[pb.RequestOp], *, what: str) -> Operation[None]:
         slot = own.borrow_slot()
         proof = _Proof((Alternative((), operations),), (), own, slot, what)
         try:
-            yield from _try(proof, moves_first=False)
+            yield from _try(proof, moves_first=not slot.mod_revision)
         except LeaseNotFound:
             yield Renounce(own)
             continue

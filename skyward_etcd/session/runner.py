@@ -199,7 +199,13 @@ def _watch(session: Session, era: Era, effect: Watch, line: Line, *, blocks: boo
     session.check_open()
     era.check()
     return era.hub.open(
-        effect.key, effect.range_end, start=effect.start, hand_out=effect.hand_out, line=line, blocks=blocks
+        effect.key,
+        effect.range_end,
+        start=effect.start,
+        hand_out=effect.hand_out,
+        line=line,
+        blocks=blocks,
+        tell=effect.tell,
     )
 
 

@@ -44,6 +44,7 @@ _DENIED = ("PermissionDenied", "Unauthenticated", "permission denied", "user nam
 _NO_ID = -1
 
 Send = Callable[[pb.WatchRequest], None]
+Tell = Callable[[Sequence[pb.Event]], None]
 
 
 class Revisions(Protocol):
@@ -59,10 +60,11 @@ class Revisions(Protocol):
 class Watching(Signal):
     """One watcher's view of a watch: set when there is something to `take`."""
 
-    __slots__ = ("_events", "_watch", "_watches", "blocks", "line")
+    __slots__ = ("_events", "_tell", "_watch", "_watches", "blocks", "line")
 
-    def __init__(self, watches: Watches, watch: _Watch, *, line: Line, blocks: bool) -> None:
+    def __init__(self, watches: Watches, watch: _Watch, *, line: Line, blocks: bool, tell: Tell | None) -> None:
         super().__init__()
+        self._tell = tell
         self._watches = watches
         self._watch = watch
         self._events: deque[pb.Event | None] = deque()
@@ -75,6 +77,16 @@ class Watching(Signal):
     def live(self) -> Signal:
         """Set once the server has confirmed the watch, or refused it: `check` tells."""
         return self._watch.live
+
+    @property
+    def is_current(self) -> bool:
+        """Whether news come: the stream is not broken at the moment."""
+        return self._watches.is_flowing and not self._watch.refusal
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there will be no more: it was refused, or the session is closed."""
+        return bool(self._watches.is_closed or self._watch.refusal)
 
     @property
     def idle(self) -> bool:
@@ -95,6 +107,9 @@ class Watching(Signal):
 
     def offer(self, events: Sequence[pb.Event]) -> None:
         """Give the watcher events, or with an empty list tell it that it may have missed some."""
+        if self._tell is not None:
+            self._tell(events)
+            return
         if len(self._events) + len(events) > _BUFFERED_EVENTS:
             self._events.clear()
             events = ()
@@ -202,7 +217,9 @@ class Watches:
         self._shared: dict[tuple[bytes, bytes, bool], _Watch] = {}
         self._idle: OrderedDict[int, _Watch] = OrderedDict()
         self._blocked: Counter[Line] = Counter()
-        self._closed = False
+        self.is_closed = False
+        self.is_flowing = False
+        """Whether there is a stream, as far as we know."""
 
     def open(
         self,
@@ -213,11 +230,12 @@ class Watches:
         hand_out: bool = False,
         line: Line = THREADS,
         blocks: bool = False,
+        tell: Tell | None = None,
     ) -> Watching:
         """Return a watcher. Await its ``live`` before reading the state that it shall complete.
 
         ``blocks`` says that the watcher keeps all others of its ``line`` from going on: nothing is handed out to
-        those meanwhile.
+        those meanwhile. ``tell`` is given the events as they come, or nothing where some are missing; it must be quick.
         """
         with self._lock:
             watch = None if start else self._shared.get((key, range_end, hand_out))
@@ -229,11 +247,11 @@ class Watches:
                 self._ask(watch)
             self._idle.pop(watch.id, None)
             watch.in_vain = 0
-            watching = Watching(self, watch, line=line, blocks=blocks)
+            watching = Watching(self, watch, line=line, blocks=blocks, tell=tell)
             watch.watchers.append(watching)
             if blocks:
                 self._blocked[line] += 1
-            if self._closed:
+            if self.is_closed:
                 self._wake(watch)
         return watching
 
@@ -261,6 +279,7 @@ class Watches:
         """Ask a new stream for every watch, each from where it was; what is asked for from now on goes there too."""
         with self._lock:
             self._send = send
+            self.is_flowing = True
             self._asked.clear()
             for watch in self._watches.values():
                 self._ask(watch)
@@ -269,6 +288,7 @@ class Watches:
         """Take note that the stream is broken: what is asked for meanwhile, the next one will be asked for."""
         with self._lock:
             self._send = None
+            self.is_flowing = False
 
     def handle(self, response: pb.WatchResponse) -> None:
         """Pass on what the stream has brought."""
@@ -297,7 +317,8 @@ class Watches:
     def close(self) -> None:
         """Wake every watcher, for the last time, and whoever comes from now on."""
         with self._lock:
-            self._closed = True
+            self.is_closed = True
+            self.is_flowing = False
             for watch in self._watches.values():
                 self._wake(watch)
 
@@ -402,9 +423,12 @@ class WatchHub:
         hand_out: bool = False,
         line: Line = THREADS,
         blocks: bool = False,
+        tell: Tell | None = None,
     ) -> Watching:
         """Return a watcher, as `Watches.open` does, and have somebody read the stream."""
-        watching = self._watches.open(key, range_end, start=start, hand_out=hand_out, line=line, blocks=blocks)
+        watching = self._watches.open(
+            key, range_end, start=start, hand_out=hand_out, line=line, blocks=blocks, tell=tell
+        )
         if self._thread is None:
             self._start()
         return watching

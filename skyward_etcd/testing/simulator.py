@@ -418,8 +418,9 @@ class Process:
                 self._call(_Waiting(effect, task.teller(), ends))
             case Await(deadline, signals):
                 self._wait(signals, deadline, task)
-            case Watch(key, range_end, start, hand_out):
-                self._watch(self.watches.open(key, range_end, start=start, hand_out=hand_out), task, ends)
+            case Watch(key, range_end, start, tell, hand_out):
+                watching = self.watches.open(key, range_end, start=start, hand_out=hand_out, tell=tell)
+                self._watch(watching, task, ends)
             case Identify():
                 self._identify(task)
             case Backoff(attempt, since, error):

@@ -268,6 +268,18 @@ def others_know(ours: World, theirs: World) -> Dict:
     return ours.connection.dict(name)
 
 
+def kept_by_nobody(ours: World, _theirs: World) -> Dict:
+    name = next(names)
+    ours.connection.dict(name).set("k", 1)
+    return ours.connection.dict(name, near_cache=True)
+
+
+def kept_near(ours: World, theirs: World) -> Dict:
+    entries = kept_by_nobody(ours, theirs)
+    entries.get("k")
+    return entries
+
+
 Acts = Iterator[tuple[Row, Act]]
 
 
@@ -275,6 +287,8 @@ def of_a_dict() -> Acts:
     yield Row("dict.get"), Act(("k",))
     yield Row("dict.get", "nobody has used the name before"), Act(("k",), on=nobody_knows)
     yield Row("dict.get", "this process has not used the name before"), Act(("k",), on=others_know)
+    yield Row("dict.get", "with a near-cache, for the first time"), Act(("k",), on=kept_by_nobody)
+    yield Row("dict.get", "with a near-cache, again"), Act(("k",), on=kept_near)
     for method in ("set", "put"):
         yield Row(f"dict.{method}"), Act(("k", 1))
     for method in ("delete", "remove", "pop"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -168,6 +169,96 @@ async def read_set(simulation: Simulation, process: Process) -> None:
 
 
 SET = Scenario(use_set, lambda simulation: lin.check(lin.SetModel(), simulation.recorded()), read_set)
+
+
+# ---- what a process keeps near
+
+
+async def use_near_cache(simulation: Simulation, process: Process) -> None:
+    entries = Dict(process.as_session(), "d", near_cache=True)
+    _note_changes(simulation, entries)
+    for step in range(12):
+        key, value = simulation.rng.choice("ab"), f"{process.name}.{step}.{simulation.rng.randrange(10**9)}"
+        match simulation.rng.randrange(8):
+            case 0:
+                await attempt(simulation.record(process, "set", (key, value), _set(simulation, entries, key, value)))
+            case 1:
+                await attempt(simulation.record(process, "delete", (key,), entries.delete_async(key)))
+            case _:
+                await attempt(simulation.record(process, "get", (key,), entries.get_async(key)))
+        await simulation.sleep(simulation.rng.choice((0.0, 0.001, 0.1, 5.0)))
+
+
+async def _set(simulation: Simulation, entries: Dict, key: str, value: str) -> None:
+    await entries.set_async(key, value)
+    simulation.scratch.setdefault("done", {})[value] = simulation.etcd.revision
+
+
+def _note_changes(simulation: Simulation, entries: Dict) -> None:
+    """Write down, once, at which revision each value of each key was there; ``None``: it was removed."""
+    if "changes" in simulation.scratch:
+        return
+    changes: list[tuple[str, Any, int]] = []
+    simulation.scratch["changes"] = changes
+
+    def note(revision: int, events: Sequence[kv.Event]) -> None:
+        for event in events:
+            if event.kv.key.startswith(entries._prefix):
+                key = json.loads(event.kv.key.removeprefix(entries._prefix))
+                changes.append((key, None if kv.is_delete(event) else json.loads(event.kv.value), revision))
+
+    simulation.etcd.on_events.append(note)
+
+
+async def read_near_caches(simulation: Simulation, _: Process) -> None:
+    """Once all is quiet, everybody reads what is there."""
+    survivors = [process for process in simulation.processes if process.is_alive]
+
+    async def look(process: Process) -> None:
+        await simulation.sleep(40.0)
+        entries = Dict(process.as_session(), "d", near_cache=True)
+        for key in "aabb":
+            value = await simulation.record(process, "get", (key,), entries.get_async(key))
+            there = [value for changed, value, _ in simulation.scratch["changes"] if changed == key]
+            assert value == (there[-1] if there else None), f"{process.name} has {key}={value} for ever"
+
+    for process in survivors:
+        simulation.spawn(process, look(process), "look")
+
+
+def judge_near_cache(simulation: Simulation) -> lin.Verdict:
+    """No process reads what is older than what it has read or written, and nothing is written after its end."""
+    failed = _failed(simulation)
+    if failed:
+        return lin.Verdict(ok=False, reason=failed)
+    changes: list[tuple[str, Any, int]] = simulation.scratch.get("changes", [])
+    for key, value, revision in changes:
+        if revision > simulation.scratch.get("done", {}).get(value, math.inf):
+            return lin.Verdict(ok=False, reason=f"{key}={value} came back at revision {revision}")
+    known: list[tuple[lin.Operation, int]] = []
+    for operation in sorted(simulation.recorded(), key=lambda each: each.invoked):
+        if operation.returned is None or operation.call == "delete":
+            continue
+        key = operation.arguments[0]
+        value = operation.arguments[1] if operation.call == "set" else operation.result
+        oldest = max((revision for other, revision in known if _is_before(other, operation)), default=0)
+        # An eventual write may have been applied more than once before it returned.
+        possible = [at for changed, there, at in changes if (changed, there) == (key, value) and at >= oldest]
+        if value is None and not oldest:
+            possible = [0]  # before anybody wrote
+        if not possible:
+            return lin.Verdict(ok=False, reason=f"{operation} is older than revision {oldest}")
+        known.append((operation, min(possible)))
+    return lin.Verdict(ok=True, reason="")
+
+
+def _is_before(other: lin.Operation, operation: lin.Operation) -> bool:
+    """Tell whether a process had an answer about a key before it asked again."""
+    has_ended = other.returned is not None and other.returned < operation.invoked
+    return has_ended and (other.process, other.arguments[0]) == (operation.process, operation.arguments[0])
+
+
+NEAR_CACHE = Scenario(use_near_cache, judge_near_cache, read_near_caches)
 
 
 # ---- queue
@@ -766,6 +857,7 @@ SCENARIOS = {
     "counter": COUNTER,
     "dict": DICT,
     "set": SET,
+    "dict that is kept near": NEAR_CACHE,
     "queue": QUEUE,
     "queue with cancelled gets": CANCELLED_QUEUE,
     "queue that is waited for": WAITED_FOR_QUEUE,

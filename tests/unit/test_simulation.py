@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from skyward_etcd.collections import barrier, claim, counter, dict, front, lock, places, queue, tail
+from skyward_etcd.collections import barrier, claim, counter, dict, front, lock, near, places, queue, tail
 from skyward_etcd.errors import LeaseNotFound, Unavailable
 from skyward_etcd.ops import attempt, kv, merge, proof
 from skyward_etcd.ops.effects import Await, Operation
@@ -268,6 +268,42 @@ def lose_the_answers_of_all_but_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(merge.Batch, "told", told)
 
 
+def keep_what_may_be_old(patch: pytest.MonkeyPatch) -> None:
+    """Keep what was read, though something newer was told or written meanwhile."""
+
+    def keep(self: Any, at: bytes, found: Any, revision: int, **_: Any) -> None:
+        self._set(at, near._Entry(found, revision))
+
+    patch.setattr(near.Near, "keep", keep)
+
+
+def keep_what_oneself_has_changed(patch: pytest.MonkeyPatch) -> None:
+    def forget(*_: Any) -> None: ...
+
+    patch.setattr(near.Near, "forget", forget)
+
+
+def go_on_after_a_gap(patch: pytest.MonkeyPatch) -> None:
+    """Believe what is kept, though changes of it may not have been told."""
+
+    def tell(self: Any, events: Any) -> None:
+        if events:
+            of_all(self, events)
+
+    of_all = near.Near.tell
+    patch.setattr(near.Near, "tell", tell)
+
+
+def prove_the_first_use_of_a_slot_by_its_absence(patch: pytest.MonkeyPatch) -> None:
+    """Forget that a slot is also absent once its lease has ended."""
+
+    def unmoved(tried: Any, *, moves_first: bool | None = None) -> Operation[Any]:
+        return (yield from as_it_is(tried, moves_first=moves_first is None))
+
+    as_it_is = proof._try
+    patch.setattr(proof, "_try", unmoved)
+
+
 def _nothing(*_: Any) -> bytes:
     return b"/nowhere"
 
@@ -284,6 +320,10 @@ PLANTED: list[tuple[Plant, str]] = [
     (take_no_space_for_a_refusal, "set without space"),
     (take_no_space_for_a_refusal, "queue without space"),
     (put_before_looking_at_the_proof, "dict"),
+    (prove_the_first_use_of_a_slot_by_its_absence, "dict that is kept near"),
+    (keep_what_may_be_old, "dict that is kept near"),
+    (keep_what_oneself_has_changed, "dict that is kept near"),
+    (go_on_after_a_gap, "dict that is kept near"),
     (take_the_lock_at_once, "lock"),
     (enter_without_a_key, "lock that guards"),
     (write_through_a_lost_hold, "lock that guards"),
