@@ -55,7 +55,10 @@ def test_a_client_is_paused_beyond_its_lease_while_it_holds_a_lock(lab: FaultLab
         assert [each.result for each in scenario.of("lock sleeper")] == [token, "HoldLost"]
 
 
-@pytest.mark.parametrize("leads", [True, False], ids=["leader", "follower"])
+@pytest.mark.parametrize(
+    "leads",
+    [pytest.param(True, id="leader"), pytest.param(False, id="follower", marks=pytest.mark.slow)],  # the longest of all
+)
 def test_a_member_is_cut_off(lab: FaultLab, leads: bool) -> None:  # noqa: FBT001
     with Scenario(lab) as scenario:
         victim = lab.leader() if leads else lab.follower()
