@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks import measures
+from benchmarks import measures, one_process
 from benchmarks.harness import Contest, ratio
 from benchmarks.measures import Measure
 
@@ -116,6 +116,11 @@ def cpu_over(one: str, other: str) -> Figure:
 def counted(one: str) -> Figure:
     """What was counted."""
     return lambda contest: contest[one].counted
+
+
+def microseconds(one: str) -> Figure:
+    """How long half of its operations took at most."""
+    return lambda contest: 1e6 * contest[one].p50
 
 
 def seconds(one: str) -> Figure:
@@ -271,29 +276,43 @@ _OURS: tuple[Target, ...] = (
         Measure(measures.dict_items, (100_000,)),
         seconds("ours"),
     ),
-)
-
-_NO_NEAR_CACHE = "there is no near-cache yet"
-_NO_COALESCING = "there is no coalescing yet"
-_NO_ADAPTER = "no adapter for this peer yet"
-_AHEAD = Goal("≥", 1, "× it")
-
-_NOT_YET: tuple[Target, ...] = (
-    Target("near-cache-dict", "read of a near-cached dict", Goal("≤", 2, "µs"), why_not=_NO_NEAR_CACHE),
-    Target("near-cache-set", "read of a near-cached set", Goal("≤", 2, "µs"), why_not=_NO_NEAR_CACHE),
+    *(
+        Target(
+            f"near-cache-{kind}",
+            f"read of a near-cached {kind}: p50",
+            Goal("≤", 2, "µs"),
+            Measure(one_process.near_cache, (kind,)),
+            microseconds("ours"),
+        )
+        for kind in ("dict", "set")
+    ),
     Target(
         "coalescing-threads",
         "32 threads, independent strong reads and writes: operations/s",
         Goal("≥", 5, "× the stub from 32 threads"),
-        why_not=_NO_COALESCING,
+        Measure(one_process.threads, (32,)),
+        rate("ours", "stub"),
     ),
     Target(
         "coalescing-tasks",
-        "1,000 concurrent get_async and set_async: operations/s",
+        "1,000 concurrent tasks, independent strong reads and writes: operations/s",
         Goal("≥", 5, "× the grpc.aio stub"),
-        why_not=_NO_COALESCING,
+        Measure(one_process.tasks, (1000,)),
+        rate("ours", "stub"),
     ),
-    Target("coalescing-alone", "what a lone caller pays for it", Goal("≤", 3, "% of p50"), why_not=_NO_COALESCING),
+    Target(
+        "coalescing-alone",
+        "what a lone caller pays for it",
+        Goal("≤", 3, "% of a read's p50"),
+        Measure(one_process.alone),
+        lambda contest: 100 * ratio(contest["with"].p50 - contest["without"].p50, contest["ours"].p50),
+    ),
+)
+
+_NO_ADAPTER = "no adapter for this peer yet"
+_AHEAD = Goal("≥", 1, "× it")
+
+_NOT_YET: tuple[Target, ...] = (
     *(
         Target(f"peer-{name}", f"every operation, 4 and 8 processes, beside {peer}", goal, why_not=_NO_ADAPTER)
         for name, peer, goal in (

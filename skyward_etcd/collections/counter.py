@@ -301,9 +301,10 @@ class Counter(Collection):
         return shard.removeprefix(self._shards).partition(b".")[0]
 
     def _number(self, n: int) -> int:
-        if isinstance(n, bool) or not isinstance(n, SupportsIndex):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"{self._what} counts in whole numbers, not {n!r}")
-        n = operator.index(n)
+        if type(n) is not int:
+            if isinstance(n, bool) or not isinstance(n, SupportsIndex):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"{self._what} counts in whole numbers, not {n!r}")
+            n = operator.index(n)
         if n.bit_length() > _MOST_BITS:
             raise ValueError(f"{self._what} takes numbers of up to {_MOST_BITS} bits, not {n.bit_length()}")
         return n
