@@ -37,7 +37,19 @@ def _binaries() -> dict[str, Path | None]:
 
 
 BINARIES = _binaries()
-VARIANTS = [pytest.param((label, members), id=f"{label}-{members}") for label in BINARIES for members in (1, 3)]
+
+
+def _is_usual(label: str, members: int) -> bool:
+    """Tell whether a quick run has this combination: of two binaries, each with one of the two sizes."""
+    there = [each for each, path in BINARIES.items() if path]
+    return len(there) < len(BINARIES) or len(there) == 1 or members == (1, 3)[there.index(label) % 2]
+
+
+VARIANTS = [
+    pytest.param((label, members), id=f"{label}-{members}", marks=() if _is_usual(label, members) else pytest.mark.slow)
+    for label in BINARIES
+    for members in (1, 3)
+]
 
 
 class Clusters:
