@@ -1,6 +1,7 @@
 """Builders for etcd's requests, and its plain data: the words in which algorithms are written.
 
-Fields are set one by one: protobuf's constructors take five times as long, and a call builds a dozen messages.
+Fields are set one by one: protobuf's constructors take five times as long, and a call builds a dozen messages. ``into``
+builds in the place where the message is needed, which spares a copy.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ def all_created_from(revision: int, key: bytes, range_end: bytes) -> Compare:
     return compare
 
 
-def modified_at(key: bytes, revision: int) -> Compare:
+def modified_at(key: bytes, revision: int, *, into: Compare | None = None) -> Compare:
     """The key was last written at ``revision``; with 0: it does not exist."""
-    compare = Compare()
+    compare = Compare() if into is None else into
     compare.target = Compare.MOD
     compare.key = key
     compare.mod_revision = revision
@@ -124,9 +125,9 @@ def on_lease(key: bytes, lease: int) -> Compare:
     return Compare(target=Compare.LEASE, result=Compare.EQUAL, key=key, lease=lease)
 
 
-def put(key: bytes, value: bytes = b"", *, lease: int = 0) -> Op:
+def put(key: bytes, value: bytes = b"", *, lease: int = 0, into: Op | None = None) -> Op:
     """Write a key, on a lease if one is given."""
-    operation = Op()
+    operation = Op() if into is None else into
     request = operation.request_put
     request.key = key
     request.value = value

@@ -28,10 +28,10 @@ def agree(mind: Mind, kind: Kind, name: str, settings: Mapping[str, int] | None 
         WrongKind: the name is another kind of collection's.
         ValueError: the settings differ.
     """
-    expected = {"kind": kind, "format": _FORMAT, **(settings or {})}
-    agreed = ("agreed", kind, name, *sorted((settings or {}).items()))
+    agreed = ("agreed", kind, name, *sorted(settings.items())) if settings else ("agreed", kind, name)
     if mind.notes.get(agreed):
         return
+    expected = {"kind": kind, "format": _FORMAT, **(settings or {})}
     keys = {other: mind.layout.meta(other, name) for other in KINDS}
     # Nested, so that it is no read-only transaction: etcd before 3.4.20 and 3.5.5 panics when the client of one goes
     # away (etcd #14110).

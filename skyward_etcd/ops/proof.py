@@ -149,24 +149,28 @@ class _Proof:
     def request(self, *, moves: bool, moves_anyway: bool) -> pb.TxnRequest:
         """Return the transaction; which of its branches move the slot is what tells the tries apart."""
         slot, lease = self.slot, self.identity.lease
-        request = kv.txn((kv.modified_at(slot.key, slot.mod_revision),), (), (kv.get(slot.key),))
+        request = kv.Txn()
+        kv.modified_at(slot.key, slot.mod_revision, into=request.compare.add())
+        request.failure.add().request_range.key = slot.key
         branch = request.success
         if self.guard is not None and self.guard.compares:
             guarded = branch.add().request_txn
             guarded.compare.extend(self.guard.compares)
             if moves_anyway:
-                guarded.failure.append(kv.put(slot.key, _REFUSED, lease=lease))
+                kv.put(slot.key, _REFUSED, lease=lease, into=guarded.failure.add())
             branch = guarded.success
         for number, alternative in enumerate(self.alternatives):
             inner = branch.add().request_txn
-            inner.compare.extend(alternative.compares)
+            if alternative.compares:
+                inner.compare.extend(alternative.compares)
             inner.success.extend(alternative.operations)
             if moves:
-                inner.success.append(kv.put(slot.key, b"%d" % number, lease=lease))
+                kv.put(slot.key, b"%d" % number, lease=lease, into=inner.success.add())
             branch = inner.failure
-        branch.extend(self.otherwise)
+        if self.otherwise:
+            branch.extend(self.otherwise)
         if moves_anyway:
-            branch.append(kv.put(slot.key, _NONE, lease=lease))
+            kv.put(slot.key, _NONE, lease=lease, into=branch.add())
         return request
 
 
