@@ -25,8 +25,9 @@ from skyward_etcd.testing.recorder import Recorder
 from tests.faults.load import KINDS, Load
 from tests.integration.helpers import Calls
 
-LIMITS = Limits(call_s=1.5, ttl_s=5.0)
-"""Shorter than usual, so that what waits for them does not wait for long."""
+LIMITS = Limits(call_s=1.5, ttl_s=5.0, calls_at_once=1)
+"""Shorter than usual, so that what waits for them does not wait for long; and one call at a time, so that what the
+tasks and threads of a process do travels together wherever it may."""
 
 
 @dataclass(frozen=True, slots=True)
