@@ -181,8 +181,8 @@ class Front:
             return None  # something older is there for certain, or was lately: this would be in vain
         is_oldest = (
             kv.all_created_from(item.create_revision, places.items(view.first), places.items(page + 1)),
-            # What was put in the same transaction has the same revision; the one before it goes first.
-            kv.absent(places.before(item.key)),
+            # What a session has put in one transaction has one revision, and goes in the order of the keys.
+            kv.all_absent(places.siblings(item.key), item.key),
         )
         acting = self._acting(keys, act, view, (), is_plain=False)
         fresh = Alternative((*acting.compares, *is_oldest), acting.operations)

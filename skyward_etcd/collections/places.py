@@ -74,7 +74,6 @@ class Places:
         """The page of an item."""
         return int(item.rpartition(b"/")[0][-12:])
 
-    def before(self, item: bytes) -> bytes:
-        """The item that its session has put before this one, if it is in the same page."""
-        session, _, serial = item.rpartition(b".")
-        return b"%s.%012d" % (session, int(serial) - 1)
+    def siblings(self, item: bytes) -> bytes:
+        """Where the items begin that the session of this one has put into its page."""
+        return item.rpartition(b".")[0] + b"."

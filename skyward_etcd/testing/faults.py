@@ -258,7 +258,7 @@ class FaultLab:
         """Wait until every member answers, follows the same leader, raises no alarm, and has the same data.
 
         Raises:
-            TimeoutError: it does not come to that in time; what was seen last.
+            TimeoutError: it does not come to that in time; what was seen last, and the members' last words.
         """
         problem = ["nobody was asked yet"]
 
@@ -266,7 +266,7 @@ class FaultLab:
             problem[0] = self._problem()
             return not problem[0]
 
-        self.until(is_well, lambda: f"a healthy cluster: {problem[0]}", within_s=within_s)
+        self.until(is_well, lambda: f"a healthy cluster: {problem[0]}\n{self._last_words()}", within_s=within_s)
 
     def until(self, condition: Callable[[], Any], what: str | Callable[[], str], *, within_s: float = 30.0) -> Any:
         """Wait for a condition, and return what it returned.
@@ -302,6 +302,9 @@ class FaultLab:
                 if status.leader == status.header.member_id:
                     return name
         return None
+
+    def _last_words(self) -> str:
+        return "\n".join(f"{name}:\n{member.log_tail()}" for name, member in self.members.items())
 
     def _problem(self) -> str:
         """Say why the cluster is not healthy; nothing if it is."""

@@ -35,7 +35,8 @@ READS = frozenset({"value", "get", "contains"})
 class Committed:
     """What etcd's own history says about the queue: each commitment of an item, and what is left."""
 
-    puts: list[tuple[Any, int]] = field(default_factory=list[tuple[Any, int]])
+    puts: list[tuple[Any, tuple[int, bytes]]] = field(default_factory=list[tuple[Any, tuple[int, bytes]]])
+    """With what orders them: the revision, and of those that were put in one transaction the key."""
     remaining: list[Any] = field(default_factory=list[Any])
     up_to: int = 0
     """The revision up to which the history is known: it may be compacted up to there."""
@@ -61,7 +62,7 @@ class Committed:
                 for event in response.events:
                     self.up_to = event.kv.mod_revision
                     if event.type == pb.Event.PUT and event.kv.key.startswith(items):
-                        self.puts.append((json.loads(event.kv.value), event.kv.mod_revision))
+                        self.puts.append((json.loads(event.kv.value), (event.kv.mod_revision, event.kv.key)))
             stream.cancel()
         finally:
             wire.close()
@@ -177,11 +178,11 @@ def _check_queue(history: Sequence[Operation], queue: Committed) -> Verdict:
     revisions: dict[Any, int] = {}
     last: dict[Any, Any] = {}
     put_back = 0
-    for item, revision in queue.puts:
+    for place, (item, (revision, _)) in enumerate(sorted(queue.puts, key=lambda put: put[1])):
         name, number = item, 1
         while name in revisions:
             name, number = (item, number + 1), number + 1
-        revisions[name] = revision
+        revisions[name] = place
         last[item] = name
         if name != item:
             put_back += 1

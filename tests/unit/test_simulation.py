@@ -130,7 +130,7 @@ def write_through_a_lost_hold(patch: pytest.MonkeyPatch) -> None:
 
 def take_any_item(patch: pytest.MonkeyPatch) -> None:
     """Take the item that a watch told of, whether or not older ones are left."""
-    patch.setattr(places.Places, "before", _nothing)
+    patch.setattr(places.Places, "siblings", _beyond_everything)
     patch.setattr(kv, "all_created_from", _always)
 
 
@@ -306,6 +306,10 @@ def prove_the_first_use_of_a_slot_by_its_absence(patch: pytest.MonkeyPatch) -> N
 
 def _nothing(*_: Any) -> bytes:
     return b"/nowhere"
+
+
+def _beyond_everything(*_: Any) -> bytes:
+    return b"\xff"
 
 
 def _always(*_: Any) -> kv.Compare:
