@@ -243,7 +243,9 @@ def test_random_faults_for_minutes(lab: FaultLab) -> None:
             while time.monotonic() < round_ends:
                 chance.choice(FAULTS)(lab, chance, scenario)
                 faults += 1
-            lab.require_healthy()
+            lab.require_healthy(
+                within_s=90.0
+            )  # of the members: it took one of 3.4.23 more than 30 s on saturated cores
             scenario.goes_on()
             scenario.check()
             operations += sum(map(len, scenario.histories.of.values()))
