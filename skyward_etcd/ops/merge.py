@@ -23,8 +23,8 @@ from skyward_etcd.wire.methods import RANGE, TXN
 __all__ = ["Batch", "Footprint", "footprint", "may_be_merged", "puts"]
 
 _MOST_CALLS = 64
-_MOST_OPERATIONS = 60
-"""Of one call. etcd counts along a path of nested ones, to 128 (``--max-txn-ops``)."""
+_MOST_PARTS = 60
+"""Compares and operations of one call. etcd counts along a path of nested ones, to 128 (``--max-txn-ops``)."""
 _MOST_BYTES = 512 * 1024
 """etcd refuses requests over 1.5 MiB."""
 
@@ -48,7 +48,8 @@ class Footprint:
     read: set[bytes] = field(default_factory=set[bytes])
     intervals: list[tuple[bytes, bytes]] = field(default_factory=list[tuple[bytes, bytes]])
     """Read or compared as a whole: from the first key up to the second."""
-    operations: int = 0
+    parts: int = 0
+    """Compares and operations."""
     size: int = 0
     """Of the request, in bytes."""
 
@@ -92,10 +93,11 @@ def _puts_inside(operation: pb.RequestOp) -> bool:
 
 def _walk(request: pb.TxnRequest, found: Footprint) -> bool:
     for compare in request.compare:
+        found.parts += 1
         _reads(compare, found)
     for branch in (request.success, request.failure):
         for operation in branch:
-            found.operations += 1
+            found.parts += 1
             kind = operation.WhichOneof("request")
             if kind == "request_put":
                 found.written.add(operation.request_put.key)
@@ -105,7 +107,7 @@ def _walk(request: pb.TxnRequest, found: Footprint) -> bool:
                 found.written.add(operation.request_delete_range.key)
             elif kind == "request_delete_range" or not _walk(operation.request_txn, found):
                 return False
-    return found.operations <= _MOST_OPERATIONS
+    return found.parts <= _MOST_PARTS
 
 
 def _reads(what: Any, found: Footprint) -> None:
