@@ -199,7 +199,11 @@ class Simulation:
 
     def after(self, delay_s: float, action: Callable[[], None]) -> None:
         """Have something happen later."""
-        heapq.heappush(self._events, (self.now + delay_s, next(self._sequence), action))
+        self.at(self.now + delay_s, action)
+
+    def at(self, moment: float, action: Callable[[], None]) -> None:
+        """Have something happen at a moment, after what was to happen then already."""
+        heapq.heappush(self._events, (moment, next(self._sequence), action))
 
     def tasks_of(self, process: Process) -> list[Task]:
         """Return the programs of a process, and what they owe."""
@@ -639,9 +643,7 @@ class _Stream:
         """Carry a request to etcd."""
         epoch = self._epoch
         self._up_at = max(self._up_at, self._simulation.now + self._simulation.transit_s())
-        self._simulation.after(
-            self._up_at - self._simulation.now, lambda: self._serve(request) if epoch == self._epoch else None
-        )
+        self._simulation.at(self._up_at, lambda: self._serve(request) if epoch == self._epoch else None)
 
     def tell(self, revision: int, events: Sequence[pb.Event]) -> None:
         """Etcd tells what has happened."""
@@ -715,7 +717,7 @@ class _Stream:
                 return
             self._process.watches.handle(response)
 
-        simulation.after(self._down_at - simulation.now, arrive)
+        simulation.at(self._down_at, arrive)
 
 
 class _Asking:

@@ -515,14 +515,16 @@ def _passed_over(simulation: Simulation, most: int | None) -> Iterator[str]:
     events = simulation.etcd.events(b"/skyward/sim/queue/q.dead/", b"/skyward/sim/queue/q0", 1)
     for revision, together in itertools.groupby(events, key=lambda event: event.kv.mod_revision):
         now = _Moment(together)
-        got = set[bytes]() if now.buries else now.gone - set(claimed)
+        # What travels together happens at one revision: some may be buried while others are got, or done.
+        buried = {name for name in now.gone if values[name] in now.buried}
+        got = now.gone - set(claimed) - buried
         picked = got | {name for name in now.claimed if name not in claimed}
         able = [name for name in free if most is None or tried.get(name, 0) < most]
         oldest = sorted(able, key=lambda name: (free[name], name))[: len(picked)]
         if picked != set(oldest):
             yield f"at {revision} {sorted(picked)} was picked, and the oldest was {oldest}"
-        if now.buries and any(tried.get(name, 0) < (most or 0) for name in now.gone):
-            yield f"at {revision} {sorted(now.gone)} was buried alive"
+        if any(tried.get(name, 0) < (most or 0) for name in buried):
+            yield f"at {revision} {sorted(buried)} was buried alive"
         done |= {values[name] for name in now.gone if name in claimed}
         if again := {name for name, value in now.values.items() if name not in values and value in done}:
             yield f"at {revision} {sorted(again)} came, and that was claimed at another place before"
@@ -542,13 +544,14 @@ class _Moment:
         self.gone, self.ended, self.claimed = set[bytes](), set[bytes](), set[bytes]()
         self.there, self.tried = dict[bytes, int](), dict[bytes, int]()
         self.values: dict[bytes, bytes] = {}
-        self.buries = False
+        self.buried = set[bytes]()
+        """What came to the dead ones."""
         for event in events:
             queue, _, rest = event.kv.key.removeprefix(b"/skyward/sim/queue/").partition(b"/")
             what, _, name = rest.partition(b"/")
             match what, kv.is_delete(event):
                 case b"items", is_delete if queue == b"q.dead":
-                    self.buries = self.buries or not is_delete
+                    self.buried |= set() if is_delete else {event.kv.value}
                 case b"items", True:
                     self.gone.add(name)
                 case b"items", False:
