@@ -223,7 +223,11 @@ class NearCached(Collection):
             return found
         mine = Near()
         mine.watching = yield Watch(self._prefix, kv.prefix_end(self._prefix), tell=mine.tell)
-        kept[self._near_at] = mine  # of two threads that came first, one's is not looked at again
+        there: Near | None = kept.get(self._near_at)
+        if there is not None and not there.is_over:  # another was quicker
+            mine.watching.close()
+            return there
+        kept[self._near_at] = mine
         return mine
 
 

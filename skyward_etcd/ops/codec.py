@@ -11,11 +11,11 @@ import hmac
 import importlib
 import json
 import pickle
-import re
 from typing import Any, Final, cast
 
 from skyward_etcd.errors import CorruptValue, UnsupportedType
 from skyward_etcd.ops.binary import MAX_DEPTH, NotData, pack, too_large, unpack
+from skyward_etcd.ops.keys import PLAIN_TEXT
 
 __all__ = ["Codec"]
 
@@ -197,12 +197,8 @@ def _no_constant(name: str) -> Any:
 _decoder: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
-_PLAIN_TEXT: Final = re.compile(rb'"[ !#-\[\]-~]*"')
-"""A text that stands there as it is: half of the time that JSON's own reader takes."""
-
-
 def _from_json(data: bytes) -> Any:
-    if _PLAIN_TEXT.fullmatch(data):
+    if PLAIN_TEXT.fullmatch(data):
         return data[1:-1].decode()
     try:
         text = data.decode()

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from skyward_etcd.errors import CorruptValue, UnsupportedType, ValueTooLarge
 
-__all__ = ["MAX_KEY_BYTES", "decode_key", "encode_key"]
+__all__ = ["MAX_KEY_BYTES", "PLAIN_TEXT", "decode_key", "encode_key"]
 
 MAX_KEY_BYTES: Final = 8 * 1024
 """The longest encoded key. etcd keeps every key in memory on every member: long ones belong into values, or hashed."""
@@ -61,7 +61,7 @@ def decode_key(data: bytes) -> Hashable:
     """
     try:
         _check_size(len(data))
-        if _PLAIN_TEXT.fullmatch(data):
+        if PLAIN_TEXT.fullmatch(data):
             return data[1:-1].decode()
         key = _from_json(json.loads(data.decode()), 0)
         if encode_key(key) == data:
@@ -115,8 +115,8 @@ def _tagged(tag: str, text: str) -> str:
 # Text
 
 _PLAIN: Final = re.compile(r"[ !#-\[\]-~]*")
-_PLAIN_TEXT: Final = re.compile(rb'"[ !#-\[\]-~]*"')
-"""What JSON puts between quotes as it is: most keys, in a fifth of the time."""
+PLAIN_TEXT: Final = re.compile(rb'"[ !#-\[\]-~]*"')
+"""JSON text that stands between its quotes as it is: most keys and many values, read without JSON's own reader."""
 _quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
 _UNREADABLE: Final = re.compile("[\x7f-\x9f\ud800-\udfff]")
 """What JSON leaves as it is and a terminal, or UTF-8, does not take: control characters and lone surrogates."""

@@ -163,11 +163,10 @@ def get(
     operation = Op()
     request = operation.request_range
     request.key = key
-    if range_end:
-        request.range_end = range_end
-        request.keys_only = keys_only
-        request.count_only = count_only
-        request.limit = limit
+    request.range_end = range_end
+    request.keys_only = keys_only
+    request.count_only = count_only
+    request.limit = limit
     if newest_first:
         request.sort_order = Read.DESCEND
         request.sort_target = Read.CREATE

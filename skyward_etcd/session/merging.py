@@ -7,6 +7,7 @@ refuses is sent again one by one, for it refuses before it applies anything.
 
 On threads one of those that wait is woken to send for all. The batch of an event loop is a task of its own, so that
 whoever is cancelled takes nobody's answer along. The calls of a loop and those of threads never wait for each other.
+Nobody waits longer than its own call may take, whatever has become of the one who should have sent it.
 """
 
 from __future__ import annotations

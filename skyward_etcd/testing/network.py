@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import logging
 import os
@@ -82,7 +83,7 @@ class Network(Protocol):
         """Delay all that comes from and to a node, until `heal`.
 
         Raises:
-            NotImplementedError: network namespaces cannot: netem is not in every kernel. Proxies can.
+            OSError: network namespaces cannot: netem is not in every kernel. Proxies can.
         """
         ...
 
@@ -244,8 +245,9 @@ class _Namespaces:
         self._narrowed.append(name)
 
     def slow(self, name: str, delay_s: float) -> None:
-        raise NotImplementedError(
-            f"a delay of {delay_s} s at {name} takes the kernel's netem, which is seldom there: ask for kind='proxies'"
+        raise OSError(
+            errno.EOPNOTSUPP,
+            f"a delay of {delay_s} s at {name} takes the kernel's netem, which is seldom there: ask for kind='proxies'",
         )
 
     def heal(self) -> None:

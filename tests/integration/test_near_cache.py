@@ -14,7 +14,7 @@ from skyward_etcd.collections import near
 from skyward_etcd.collections.dict import Dict
 from skyward_etcd.errors import NotConnected
 from tests.integration.conftest import Opener
-from tests.integration.helpers import Calls, sent_by
+from tests.integration.helpers import Calls, sent_by, watchers
 
 IN_TIME_S = 10.0
 
@@ -44,6 +44,12 @@ async def test_what_was_looked_up_is_read_without_asking(solo: Connection, calls
     assert not sent
     entries["list"].append(3)
     assert entries["list"] == [1, 2], "values are copies"
+
+
+async def test_those_who_look_first_together_share_one_watch(solo: Connection) -> None:
+    entries = solo.dict("d", near_cache=True)
+    await asyncio.gather(*(entries.get_async(f"{number}") for number in range(20)))
+    assert watchers(solo) == 1
 
 
 async def test_own_changes_show_at_once(solo: Connection, calls: Calls) -> None:
