@@ -222,11 +222,12 @@ class NearCached(Collection):
         if found is not None and not found.is_over:
             return found
         mine = Near()
-        mine.watching = yield Watch(self._prefix, kv.prefix_end(self._prefix), tell=mine.tell)
+        watching: Watching = yield Watch(self._prefix, kv.prefix_end(self._prefix), tell=mine.tell)
         there: Near | None = kept.get(self._near_at)
         if there is not None and not there.is_over:  # another was quicker
-            mine.watching.close()
+            watching.close()
             return there
+        mine.watching = watching
         kept[self._near_at] = mine
         return mine
 
