@@ -4,6 +4,9 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Most of a test's time is waiting, so three run at once even on two cores. PYTEST_PROCESSES=0: one after the other.
+PYTEST_PROCESSES ?= 3
+AT_ONCE := --numprocesses $(PYTEST_PROCESSES) --dist loadfile
 SEEDS ?= 1000
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,13 +55,13 @@ demo: $(INSTALLED) ## a pool of three nodes at work
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) $(INTEROP) ## unit, integration, examples and code samples: all but the slow tests
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(AT_ONCE) $(PYTEST_ARGS)
 
 test-unit: $(INSTALLED) ## no etcd, a few seconds
 	$(BIN)/python -m pytest -m "not slow" tests/unit $(PYTEST_ARGS)
 
 test-integration: $(INSTALLED) ## on real etcd, with every binary to be had
-	$(BIN)/python -m pytest -m "not slow" tests/integration $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(AT_ONCE) tests/integration $(PYTEST_ARGS)
 
 test-interop: $(INSTALLED) $(INTEROP) ## with another etcd client for Python, etcd3
 	$(BIN)/python -m pytest tests/interop $(PYTEST_ARGS)
@@ -67,13 +70,14 @@ test-slow: $(INSTALLED) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST_ARGS)
 
 test-simulation: $(INSTALLED) ## 1,000 simulated histories for each collection: SEEDS=10000 for more
-	SKYWARD_ETCD_SEEDS=$(SEEDS) $(BIN)/python -m pytest -m "not slow" tests/unit/test_simulation.py $(PYTEST_ARGS)
+	SKYWARD_ETCD_SEEDS=$(SEEDS) $(BIN)/python -m pytest -m "not slow" $(AT_ONCE) --dist worksteal \
+		tests/unit/test_simulation.py $(PYTEST_ARGS)
 
 test-faults: $(INSTALLED) ## every fault: SKYWARD_ETCD_FAULT_MINUTES=30 for longer random ones
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 test-nightly: $(INSTALLED) ## 10,000 simulated histories for each collection, and half an hour of random faults
-	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m nightly $(AT_ONCE) --dist worksteal $(PYTEST_ARGS)
 	SKYWARD_ETCD_FAULT_MINUTES=30 $(BIN)/python -m pytest tests/faults/test_slow.py -k random $(PYTEST_ARGS)
 
 bench: $(BENCH) ## every target of speed beside its figure, on a quiet machine: BENCH_ARGS="--only queue" for some

@@ -241,9 +241,14 @@ def has_no_jobs(ours: World, _theirs: World) -> None:
 
 
 def lends_a_job(ours: World, theirs: World) -> None:
-    has_no_jobs(ours, theirs)
-    theirs.jobs.put(1)
-    theirs.take_job()
+    while True:
+        has_no_jobs(ours, theirs)
+        page = theirs.jobs._tail.page
+        theirs.jobs.put(1)
+        theirs.take_job()
+        if theirs.jobs._tail.page == page:
+            return
+        theirs.end_job()  # it was the last of its page, after which one has to look for the next
 
 
 def gives_back(_ours: World, theirs: World) -> None:
