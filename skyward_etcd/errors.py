@@ -17,6 +17,7 @@
     ├── HoldLost(RuntimeError)                  a lock or a claim was lost while it was held
     ├── BrokenBarrier(BrokenBarrierError)       a participant died, left or timed out
     ├── WrongKind(TypeError)                    the name belongs to another kind of collection
+    ├── NoSuchCollection(LookupError)           an operator asked for a name that nobody has used
     ├── ValueTooLarge(ValueError)               over the limit for one value
     ├── UnsupportedType(TypeError)              no codec for this key or value
     ├── CorruptValue(ValueError)                stored bytes that are not ours, or not signed by us
@@ -42,6 +43,7 @@ __all__ = [
     "LeaseNotFound",
     "LockTimeout",
     "NoSpace",
+    "NoSuchCollection",
     "NodeLost",
     "NotConnected",
     "NotHeld",
@@ -133,6 +135,10 @@ class BrokenBarrier(SkywardEtcdError, threading.BrokenBarrierError):
 
 class WrongKind(SkywardEtcdError, TypeError):
     """The name is in use by another kind of collection, or with other settings."""
+
+
+class NoSuchCollection(SkywardEtcdError, LookupError):
+    """Nobody has used this name for a collection of this kind, in this namespace."""
 
 
 class ValueTooLarge(SkywardEtcdError, ValueError):

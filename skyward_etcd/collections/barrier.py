@@ -8,12 +8,11 @@ moves it on as broken. Both compare the gate, so that only one of them happens.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from skyward_etcd.collections.base import Collection, check_count, check_timeout
+from skyward_etcd.collections.base import Collection, check_count, check_timeout, who
 from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound, OutcomeUnknown, QuorumLost
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import call_in_doubt, not_done, range_, txn_repeatable
@@ -298,7 +297,7 @@ class Barrier(Collection):
         return self._prefix + b"%09d/" % gate.generation
 
     def _who(self) -> bytes:
-        return json.dumps({"node": self._session.node, "pid": os.getpid()}).encode()
+        return who(self._session.node)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import operator
+import os
+import time
 from typing import ClassVar, Literal, Self, SupportsIndex, TypeVar, get_args
 
 from skyward_etcd.ops.layout import Kind, check_name
 from skyward_etcd.ops.proof import Guard
 from skyward_etcd.session.session import Session
 
-__all__ = ["Collection", "Consistency", "check_consistency", "check_count", "check_timeout", "guarded"]
+__all__ = ["Collection", "Consistency", "check_consistency", "check_count", "check_timeout", "guarded", "who"]
 
 Consistency = Literal["eventual", "strong"]
 
@@ -65,6 +68,12 @@ def check_count(n: object, *, what: str) -> int:
     if number < 1:
         raise ValueError(f"{what} is at least 1, not {number}")
     return number
+
+
+def who(node: str, **more: int) -> bytes:
+    """Return what a key says of the process that writes it, for operators: node, pid, and since when it is there."""
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return json.dumps({"node": node, "pid": os.getpid(), "since": since, **more}).encode()
 
 
 class Collection:

@@ -8,13 +8,13 @@ claim: it is the version of a key that each claim writes in its transaction.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from skyward_etcd.collections.base import who
 from skyward_etcd.collections.front import Act, Front, Undo
 from skyward_etcd.collections.places import Places
 from skyward_etcd.errors import HoldLost, LeaseNotFound, NotHeld, OutcomeUnknown, SkywardEtcdError
@@ -322,4 +322,4 @@ class Claims:
         yield from txn_repeatable(kv.txn(is_ours, ends))
 
     def _who(self, deliveries: int) -> bytes:
-        return json.dumps({"node": self._session.node, "pid": os.getpid(), "deliveries": deliveries}).encode()
+        return who(self._session.node, deliveries=deliveries)

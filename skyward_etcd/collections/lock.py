@@ -7,14 +7,13 @@ the release only at the server's next round, up to 100 ms later.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
-from skyward_etcd.collections.base import Collection, check_timeout, guarded
+from skyward_etcd.collections.base import Collection, check_timeout, guarded, who
 from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown, QuorumLost
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import call_in_doubt, delete_repeatable, not_done, once, range_
@@ -153,6 +152,8 @@ class Lock(Collection):
                 return now_ahead
             if not (yield Await(deadline, (watching, identity.lost))):
                 raise LockTimeout(f"{self._what} is held, or others were before us: not acquired in time")
+            if identity.lost.is_set():
+                raise LeaseNotFound(f"{self._what}: the session was lost while it waited")
         finally:
             watching.close()
         return (yield from self._ahead_of(key, entered))
@@ -216,7 +217,7 @@ class Lock(Collection):
         return [hold for key, hold in list(self._session.kept.items()) if key.startswith(self._prefix)]
 
     def _who(self) -> bytes:
-        return json.dumps({"node": self._session.node, "pid": os.getpid()}).encode()
+        return who(self._session.node)
 
 
 class Hold:

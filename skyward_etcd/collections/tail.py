@@ -52,12 +52,12 @@ class Tail:
         parts = chunks(data, len, most=MANY, most_bytes=_CHUNK_BYTES)
         yield from all_of(self._put_chunk(_named(identity, part), Alternative((), ())) for part in parts)
 
-    def take_over(self, value: bytes, source: Alternative) -> Operation[None]:
-        """Add an item in the transaction that removes it elsewhere, if what that compares still holds."""
+    def take_over(self, value: bytes, source: Alternative) -> Operation[bool]:
+        """Add an item in the transaction that removes it elsewhere, if what that compares still holds; tell whether."""
         identity: Identity = yield Identify()
-        yield from self._put_chunk(_named(identity, [value]), source)
+        return (yield from self._put_chunk(_named(identity, [value]), source))
 
-    def _put_chunk(self, items: Sequence[tuple[str, bytes]], source: Alternative) -> Operation[None]:
+    def _put_chunk(self, items: Sequence[tuple[str, bytes]], source: Alternative) -> Operation[bool]:
         known = self._known()
         moves_on = known.counts_to_next_page(items[0][0], len(items))
         twice = sum(len(value) for _, value in items) <= _TWICE_BYTES
@@ -69,10 +69,10 @@ class Tail:
             )
             if outcome.taken is not None:
                 self.is_at(pages[outcome.taken] + moves_on)
-                return
+                return True
             if outcome.responses is not None:
                 if not outcome.responses:
-                    return  # the source has nothing to give any more
+                    return False  # the source has nothing to give any more
                 known.page = kv.number(outcome.responses[0].response_range.kvs)
 
     def _into(

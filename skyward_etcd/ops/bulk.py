@@ -29,7 +29,7 @@ def chunks(items: Iterable[T], size_of: Callable[[T], int], *, most: int, most_b
         yield chunk
 
 
-def all_of(parts: Iterable[Operation[None]]) -> Operation[None]:
+def all_of(parts: Iterable[Operation[object]]) -> Operation[None]:
     """Do one part after the other. Where one is not done, those before it are, and `Unavailable` says so."""
     begun = False
     for part in parts:

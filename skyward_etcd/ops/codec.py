@@ -88,6 +88,26 @@ class Codec:
             return self._unpickled(data, key)
         return _from_json(data)
 
+    def rebound(self, data: bytes, *, source: bytes, target: bytes) -> bytes:
+        """Return what was stored for one key as it has to be stored for another. No pickle is loaded for that.
+
+        Raises:
+            UnsupportedType: it is a signed pickle, and there is no secret to sign it anew.
+            CorruptValue: it is not signed with our secret, or not meant for the source.
+        """
+        if data[:1] != _PICKLE or source == target:
+            return data
+        if self._secret is None:
+            raise UnsupportedType(
+                f"the value at {source!r} is a signed pickle, moved with its writer's secret: {_WAY_OUT}"
+            )
+        signature, payload = data[1 : 1 + _MAC_SIZE], data[1 + _MAC_SIZE :]
+        if not hmac.compare_digest(signature, _sign(self._secret, source, payload)):
+            raise CorruptValue(
+                f"the pickle at {source!r} is signed with another secret, copied from another key, or changed"
+            )
+        return _PICKLE + _sign(self._secret, target, payload) + payload
+
     def _pickled(self, value: object, kind: type, key: bytes, what: str) -> bytes:
         name = f"{kind.__module__}.{kind.__qualname__}"
         if self._secret is None:

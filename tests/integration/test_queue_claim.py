@@ -130,6 +130,7 @@ async def test_operators_see_who_has_what(solo: Connection, another: Opener, cal
     (key,) = stored(solo, "queue/q/claims/")
     wire, root = solo._session().wire, solo._session().layout.root
     shown = json.loads(_read(wire, root + key.encode()))
+    assert shown.pop("since").endswith("Z")
     assert shown == {"node": solo._session().node, "pid": os.getpid(), "deliveries": 2}
     assert job.deliveries == 2
 

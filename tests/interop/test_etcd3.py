@@ -36,7 +36,7 @@ def test_another_client_reads_what_we_wrote(solo: Connection, second: SecondClie
     ((holder, who),) = [(key, value) for key, value in entries if key.startswith("lock/ckpt/")]
     session = solo._session().id
     assert holder.removeprefix("lock/ckpt/").startswith(session)
-    assert json.loads(who).keys() == {"node", "pid"}
+    assert json.loads(who).keys() == {"node", "pid", "since"}
     assert json.loads(stored[f"sessions/{session}"]).keys() >= {"node", "pid", "started"}
     assert json.loads(stored["meta/dict/scores"])["kind"] == "dict"
 

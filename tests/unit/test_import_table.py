@@ -44,6 +44,10 @@ TABLE = {
         may_import=("ops", "session"),
         must_not_contain=("grpc", "threading.Thread", "concurrent.futures", "multiprocessing"),
     ),
+    "operate": Layer(
+        may_import=("collections", "ops", "wire.messages", "wire.methods"),
+        must_not_contain=("grpc", "asyncio", "threading", "concurrent", "socket", "select", "time.sleep"),
+    ),
     "active": Layer(may_import=("collections", "session")),
     "cluster": Layer(may_import=("wire",)),
     "pool": Layer(
@@ -51,9 +55,9 @@ TABLE = {
         must_not_contain=("google.protobuf",),
     ),
     "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session")),
-    "cli": Layer(may_import=("pool", "cluster", "active", "collections", "session", "plugin")),
+    "cli": Layer(may_import=("pool", "cluster", "active", "collections", "operate", "session", "plugin")),
     "testing": Layer(
-        may_import=("wire", "ops", "session", "collections", "active", "cluster", "pool", "plugin", "cli")
+        may_import=("wire", "ops", "session", "collections", "active", "cluster", "operate", "pool", "plugin", "cli")
     ),
 }
 
