@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from skyward_etcd.cluster import binary, bootstrap, fetch, recovery
+from skyward_etcd.cli import change, disk, look
+from skyward_etcd.cli.target import exit_code, stop
+from skyward_etcd.cluster import binary, fetch
 from skyward_etcd.errors import SkywardEtcdError
-from skyward_etcd.session import recovered
 
 __all__ = ["main"]
 
@@ -23,12 +24,16 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SkywardEtcdError as error:
-            raise click.ClickException(str(error)) from error
+            stop(str(error), exit_code(error))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Shared collections on an embedded etcd cluster."""
+    """Shared collections on an embedded etcd cluster.
+
+    Exit codes: 0 done; 1 refused, or something is wrong; 2 wrong usage or configuration; 3 nobody knows whether a write
+    was applied; 75 the cluster is not to be reached, try again; 77 wrong credentials.
+    """
 
 
 @main.command()
@@ -73,24 +78,12 @@ def fetch_command(source: str, file: Path | None, mirror: str | None, release: s
         click.echo(f"  for {mode}: {grade.verdict.value}{': ' if grade.reason else ''}{grade.reason}")
 
 
-@main.command()
-@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True))
-def recover(directory: Path) -> None:
-    """Recover the durable cluster in DIRECTORY, of which most members' data are lost.
-
-    The newest data that are left become those of a new cluster. What only the lost members knew is lost, acknowledged
-    or not. All locks and claims are free; fencing tokens go on growing. No pool may use the directory meanwhile.
-    """
-    etcd = binary.find(durable=True, members=len(bootstrap.planned(directory)))
-    done = recovery.recover_directory(directory, etcd, make_fit=recovered.make_fit)
-    click.echo(f"recovered from member {done.source}, which had everything up to revision {done.revision}")
-    click.echo("lost: what the lost members had acknowledged after that; what was got from queues since comes again")
-    for left in done.left:
-        click.echo(f"no longer used, remove it when you are sure: {left}")
-
-
 def _parse(release: str) -> binary.Version:
     match = re.fullmatch(r"v?(\d+)\.(\d+)\.(\d+)", release)
     if not match:
         raise click.BadParameter(f"{release!r} is not a release like 3.5.21", param_hint="--version")
     return int(match[1]), int(match[2]), int(match[3])
+
+
+for _command in (*look.COMMANDS, *change.COMMANDS, *disk.COMMANDS):
+    main.add_command(_command)

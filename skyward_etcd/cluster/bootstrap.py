@@ -24,7 +24,19 @@ from skyward_etcd.cluster.lifeline import SCRATCH
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken, require_space
 from skyward_etcd.errors import PoolError
 
-__all__ = ["LocalCluster", "claim", "free_ports", "newcomer", "plan", "planned", "replan", "start_all", "voters"]
+__all__ = [
+    "LocalCluster",
+    "claim",
+    "drop_plan",
+    "free_ports",
+    "has_plan",
+    "newcomer",
+    "plan",
+    "planned",
+    "replan",
+    "start_all",
+    "voters",
+]
 
 _PLAN = "cluster.json"
 
@@ -91,6 +103,16 @@ def planned(directory: Path) -> list[MemberSpec]:
     if kept is None:
         raise PoolError(f"there is no durable cluster in {directory}: it has no {_PLAN}")
     return kept
+
+
+def has_plan(directory: Path) -> bool:
+    """Tell whether a directory holds a durable cluster."""
+    return (directory / _PLAN).exists()
+
+
+def drop_plan(directory: Path) -> None:
+    """Forget a durable cluster that has never been started."""
+    (directory / _PLAN).unlink(missing_ok=True)
 
 
 def replan(directory: Path, specs: Sequence[MemberSpec]) -> None:
@@ -227,14 +249,14 @@ def _start(
     etcd: binary.Etcd, count: int, directory: Path, *, durable: bool, timeout_s: float, attempts: int = 5
 ) -> list[Member]:
     """Plan and start, with new ports if somebody was quicker than we; a cluster with data keeps its addresses."""
-    kept = durable and (directory / _PLAN).exists()
+    kept = durable and has_plan(directory)
     members = [Member(etcd, spec) for spec in plan(count, directory, durable=durable)]
     try:
         start_all(members, timeout_s)
     except PortTaken:
         if kept or attempts == 1:
             raise
-        (directory / _PLAN).unlink(missing_ok=True)
+        drop_plan(directory)
         for member in members:  # those that did start know the old addresses
             shutil.rmtree(member.spec.data_dir, ignore_errors=True)
         return _start(etcd, count, directory, durable=durable, timeout_s=timeout_s, attempts=attempts - 1)

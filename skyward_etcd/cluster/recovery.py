@@ -7,6 +7,7 @@ cluster begins with that under another id and token, so that members of the old 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -21,13 +22,26 @@ from skyward_etcd.cluster.binary import Etcd, spell
 from skyward_etcd.cluster.member import Member, MemberSpec, data_directory, require_space
 from skyward_etcd.errors import PoolError, QuorumLost, SkywardEtcdError
 from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire.client import Wire
-from skyward_etcd.wire.methods import STATUS
+from skyward_etcd.wire.client import Login, Tls, Wire
+from skyward_etcd.wire.methods import SNAPSHOT, STATUS
 
-__all__ = ["Recovered", "newest", "recover_directory", "restore", "save"]
+__all__ = [
+    "Recovered",
+    "download",
+    "newest",
+    "recover_directory",
+    "require_snapshot",
+    "restore",
+    "restore_directory",
+    "save",
+    "wire_to",
+]
 
 _CALL_S = 3.0
 _SAVE_S = 300.0
+_HASH_BYTES = hashlib.sha256().digest_size
+_BUMP = 1_000_000_000
+"""More revisions than a cluster writes between its snapshot and its loss: etcd's own advice for a week."""
 
 
 def newest(endpoints: Iterable[str]) -> str:
@@ -55,8 +69,65 @@ def save(etcd: Etcd, endpoint: str, file: Path) -> None:
     _run(_tool(etcd, "etcdctl"), f"--endpoints={endpoint}", "snapshot", "save", file)
 
 
+def download(wire: Wire, file: Path) -> int:
+    """Write all the data of the member that calls go to into a file, for its owner only; return how many bytes.
+
+    A file of this name is replaced, once the whole is there and its hash is right. No program of etcd's is needed.
+
+    Raises:
+        Unavailable, PermissionDenied, EtcdError: the member does not give it.
+        PoolError: what it gave is not whole.
+    """
+    size, seen, tail = 0, hashlib.sha256(), b""
+    with tempfile.NamedTemporaryFile(dir=file.absolute().parent, prefix=f".{file.name}.", delete=False) as draft:
+        try:
+            stream = wire.stream(SNAPSHOT)
+            try:
+                stream.send(pb.SnapshotRequest())
+                with contextlib.closing(iter(stream)) as parts:
+                    for part in parts:
+                        draft.write(part.blob)
+                        size += len(part.blob)
+                        tail += part.blob  # the last 32 bytes are the hash of all before them
+                        seen.update(tail[:-_HASH_BYTES])
+                        tail = tail[-_HASH_BYTES:]
+            finally:
+                stream.cancel()
+            if seen.digest() != tail:
+                raise PoolError(f"what {wire.endpoint} sent is no whole snapshot: try again, or another member")
+            draft.flush()
+            os.fsync(draft.fileno())
+            Path(draft.name).replace(file)
+        except BaseException:
+            Path(draft.name).unlink(missing_ok=True)
+            raise
+    return size
+
+
+def wire_to(endpoint: str, *, tls: Tls | None = None, login: Login | None = None) -> Wire:
+    """Return a way to one member, to `download` from."""
+    return Wire((endpoint,), tls=tls, login=login)
+
+
+def require_snapshot(file: Path) -> None:
+    """Make sure that a file is a snapshot, and whole.
+
+    Raises:
+        PoolError: it is not.
+    """
+    seen, left = hashlib.sha256(), file.stat().st_size - _HASH_BYTES
+    with file.open("rb") as data:
+        while left > 0 and (part := data.read(min(left, 1 << 20))):
+            seen.update(part)
+            left -= len(part)
+        if left < 0 or data.read() != seen.digest():
+            raise PoolError(f"{file} is no snapshot, or not whole: `skyward-etcd snapshot` or `etcdctl` writes one")
+
+
 def restore(etcd: Etcd, file: Path, spec: MemberSpec) -> None:
     """Give a member that has never run the data of a file. Its spec says of which new cluster it is one.
+
+    Releases from 3.6 on also move its revisions on, so that none is given out twice.
 
     Raises:
         PoolError: that was not possible, for the reason given.
@@ -72,6 +143,7 @@ def restore(etcd: Etcd, file: Path, spec: MemberSpec) -> None:
         f"--initial-cluster={peers}",
         f"--initial-cluster-token={spec.token}",
         f"--initial-advertise-peer-urls={spec.peer_url}",
+        *((f"--bump-revision={_BUMP}", "--mark-compacted") if etcd.version >= (3, 6, 0) else ()),
     )
 
 
@@ -126,6 +198,44 @@ def recover_directory(directory: Path, etcd: Etcd, *, make_fit: Callable[[str], 
                 shutil.rmtree(spec.data_dir, ignore_errors=True)
             raise
     return Recovered(source, revision, tuple(spec.data_dir for spec in before if spec.data_dir.exists()))
+
+
+def restore_directory(
+    directory: Path, file: Path, etcd: Etcd, *, members: int, make_fit: Callable[[str], None]
+) -> list[MemberSpec]:
+    """Make a new durable cluster in a directory, of so many members, with the data of a snapshot.
+
+    As in a recovery, ``make_fit`` is given the endpoint of a member that has the data, before they are taken. Nothing
+    is left in the directory if this fails.
+
+    Raises:
+        PoolError: the directory holds a cluster, or is in use; or the file is no snapshot.
+        ValueError: a cluster cannot have so many members.
+    """
+    require_snapshot(file)
+    with bootstrap.claim(directory), contextlib.ExitStack() as stack:
+        if bootstrap.has_plan(directory):
+            raise PoolError(f"{directory} holds a cluster: restore into another directory, or move it away")
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="restoring-", dir=directory)))
+        alone = bootstrap.newcomer("restored", scratch, secrets.token_hex(8))
+        alone = replace(alone, initial_cluster={alone.name: alone.peer_url}, state="new")
+        restore(etcd, file, alone)
+        member = Member(etcd, alone)
+        stack.callback(member.kill)
+        member.start()
+        member.wait_ready()
+        make_fit(alone.endpoint)
+        save(etcd, alone.endpoint, scratch / "snapshot")
+        after = bootstrap.plan(members, directory, durable=True)
+        try:
+            for spec in after:
+                restore(etcd, scratch / "snapshot", spec)
+        except BaseException:
+            bootstrap.drop_plan(directory)
+            for spec in after:
+                shutil.rmtree(spec.data_dir, ignore_errors=True)
+            raise
+    return after
 
 
 def _started_alone(etcd: Etcd, spec: MemberSpec, scratch: Path) -> Member:

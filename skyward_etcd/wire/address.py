@@ -30,8 +30,14 @@ class Tls:
     @cached_property
     def context(self) -> ssl.SSLContext:
         """What verifies the members and shows them who we are."""
-        context = ssl.create_default_context(cadata=self.ca.decode())
+        context = self.http_context
         context.set_alpn_protocols(["h2"])
+        return context
+
+    @property
+    def http_context(self) -> ssl.SSLContext:
+        """The same for plain HTTP, a new one each time."""
+        context = ssl.create_default_context(cadata=self.ca.decode())
         if self.certificate and self.key:
             with _file_of(self.certificate + b"\n" + self.key) as path:
                 context.load_cert_chain(path)
@@ -93,8 +99,8 @@ class Address:
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
         return [(info[0], info[4]) for info in found]
 
-    def connect(self, timeout_s: float, tls: Tls | None) -> socket.socket:
-        """Return a connected socket, blocking.
+    def connect(self, timeout_s: float, tls: Tls | None, *, for_http: bool = False) -> socket.socket:
+        """Return a connected socket, blocking; ``for_http``: not for gRPC.
 
         Raises:
             OSError: nobody is there, or it does not show the right certificate.
@@ -106,7 +112,7 @@ class Address:
                 try:
                     plain.settimeout(share_s)
                     plain.connect(where)
-                    return self.secured(plain, tls)
+                    return self.secured(plain, tls, for_http=for_http)
                 except BaseException:
                     plain.close()
                     raise
@@ -114,12 +120,12 @@ class Address:
                 failure = error
         raise failure
 
-    def secured(self, plain: socket.socket, tls: Tls | None) -> socket.socket:
+    def secured(self, plain: socket.socket, tls: Tls | None, *, for_http: bool = False) -> socket.socket:
         """Return the socket, with TLS if it is wanted; the handshake blocks if the socket does."""
         if tls is None:
             return plain
         blocks = plain.gettimeout() != 0
-        return tls.context.wrap_socket(
+        return (tls.http_context if for_http else tls.context).wrap_socket(
             plain, server_hostname=self.host if self.port else "localhost", do_handshake_on_connect=blocks
         )
 
