@@ -13,6 +13,7 @@ __all__ = [
     "compute_pool",
     "endpoints",
     "etcd_binary",
+    "local_dir",
     "namespace",
     "password",
     "secret",
@@ -100,3 +101,11 @@ def cache_dir() -> Path:
     if explicit:
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyward-etcd"
+
+
+def local_dir() -> Path:
+    """``SKYWARD_ETCD_LOCAL``, else in the user's state directory: where ``skyward-etcd up`` keeps its cluster."""
+    explicit = os.environ.get("SKYWARD_ETCD_LOCAL")
+    if explicit:
+        return Path(explicit).absolute()
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "skyward-etcd" / "local"

@@ -73,16 +73,20 @@ class Target:
     timeout_s: float
     as_json: bool
 
-    @contextlib.contextmanager
-    def session(self) -> Generator[Session]:
-        """Yield a session, which has no lease as long as nothing is written."""
-        connection = active.connect(
+    def connection(self) -> active.Connection:
+        """Return a connection that is not open yet."""
+        return active.connect(
             self.endpoints,
             namespace=self.namespace,
             user=self.login.user if self.login else None,
             password=self.login.password if self.login else None,
             tls=self.tls,
         )
+
+    @contextlib.contextmanager
+    def session(self) -> Generator[Session]:
+        """Yield a session, which has no lease as long as nothing is written."""
+        connection = self.connection()
         with contextlib.closing(connection):
             session = connection.session
             session.limits = replace(session.limits, operation_s=self.timeout_s)

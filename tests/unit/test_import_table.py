@@ -54,10 +54,23 @@ TABLE = {
         may_import=("cluster", "collections", "session", "active"),
         must_not_contain=("google.protobuf",),
     ),
+    "work": Layer(may_import=("active", "session")),
     "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session")),
-    "cli": Layer(may_import=("pool", "cluster", "active", "collections", "operate", "session", "plugin")),
+    "cli": Layer(may_import=("pool", "cluster", "active", "collections", "operate", "session", "plugin", "work")),
     "testing": Layer(
-        may_import=("wire", "ops", "session", "collections", "active", "cluster", "operate", "pool", "plugin", "cli")
+        may_import=(
+            "wire",
+            "ops",
+            "session",
+            "collections",
+            "active",
+            "cluster",
+            "operate",
+            "pool",
+            "plugin",
+            "work",
+            "cli",
+        )
     ),
 }
 
