@@ -16,7 +16,7 @@ import click
 from skyward_etcd.cli.look import KIND, stale_option
 from skyward_etcd.cli.output import say_json
 from skyward_etcd.cli.target import Target, exit_code, on_a_cluster, stop
-from skyward_etcd.errors import SkywardEtcdError
+from skyward_etcd.errors import OutcomeUnknown, SkywardEtcdError
 from skyward_etcd.operate import changes, transfer
 from skyward_etcd.operate.kinds import Kind
 
@@ -186,7 +186,11 @@ def import_(target: Target, file: IO[str], merge: bool, skip: int) -> None:  # n
                 if not merge and not skip and (part.kind, part.name) not in seen:
                     session.run(transfer.require_unused(session, part.kind, part.name))
                 seen.add((part.kind, part.name))
-                session.run(transfer.import_part(session, part))
+                try:
+                    session.run(transfer.import_part(session, part))
+                except OutcomeUnknown as error:
+                    lines = f"lines {part.first_line} to {part.last_line} may be imported, or not: look, and go on with"
+                    stop(f"{error}; {lines} --skip {done} or --skip {part.last_line}", exit_code(error))
                 done = part.last_line
         except (SkywardEtcdError, ValueError) as error:
             so_far = f"; lines up to {done} are imported: go on with --skip {done}" if done else "; nothing is imported"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skyward_etcd.cluster import bootstrap
-from skyward_etcd.cluster.binary import Etcd, spell
+from skyward_etcd.cluster.binary import Etcd, Version, spell
 from skyward_etcd.cluster.member import Member, MemberSpec, data_directory, require_space
 from skyward_etcd.errors import PoolError, QuorumLost, SkywardEtcdError
 from skyward_etcd.wire import messages as pb
@@ -33,6 +33,7 @@ __all__ = [
     "require_snapshot",
     "restore",
     "restore_directory",
+    "restore_flags",
     "save",
     "wire_to",
 ]
@@ -134,17 +135,23 @@ def restore(etcd: Etcd, file: Path, spec: MemberSpec) -> None:
     """
     require_space(spec.data_dir, 1)
     spec.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tool = _tool(etcd, "etcdutl" if etcd.version >= (3, 6, 0) else "etcdctl")  # which could do it until then
+    _run(tool, "snapshot", "restore", file, *restore_flags(etcd.version, spec))
+
+
+def restore_flags(version: Version, spec: MemberSpec) -> list[str]:
+    """Return how a release is told for which member it restores."""
     peers = ",".join(f"{name}={url}" for name, url in spec.initial_cluster.items())
-    _run(
-        _tool(etcd, "etcdutl" if etcd.version >= (3, 6, 0) else "etcdctl"),  # which could do it until then
-        *("snapshot", "restore", file),
+    flags = [
         f"--data-dir={data_directory(spec)}",
         f"--name={spec.name}",
         f"--initial-cluster={peers}",
         f"--initial-cluster-token={spec.token}",
         f"--initial-advertise-peer-urls={spec.peer_url}",
-        *((f"--bump-revision={_BUMP}", "--mark-compacted") if etcd.version >= (3, 6, 0) else ()),
-    )
+    ]
+    if version >= (3, 6, 0):
+        flags += [f"--bump-revision={_BUMP}", "--mark-compacted"]
+    return flags
 
 
 # --- a durable cluster that nobody runs

@@ -64,11 +64,8 @@ def end_holders(mind: Mind, name: str, *, node: str | None = None, at_once: bool
     reading = Reading(mind)
     yield from settings_of(reading, "queue", name)
     claims = yield from reading.everything(_places(mind, name).all_claims)
-    ended: list[Ended] = []
-    for lease in sorted({claim.lease for claim in claims if node is None or _is_on(claim, node)}):
-        one = yield from end_session(mind, lease, at_once=at_once)
-        ended.append(one)
-    return ended
+    leases = sorted({claim.lease for claim in claims if node is None or _is_on(claim, node)})
+    return (yield from _end(mind, leases, at_once=at_once))
 
 
 def end_session(mind: Mind, lease: int, *, at_once: bool = False) -> Operation[Ended]:
@@ -82,24 +79,34 @@ def end_session(mind: Mind, lease: int, *, at_once: bool = False) -> Operation[E
         NoSpace: the quota is reached, so that they cannot be kept from others: there remains ``at_once``.
         LeaseNotFound: our own session was lost meanwhile, and all is free.
     """
-    asked = pb.LeaseTimeToLiveRequest(ID=lease, keys=True)
-    its: pb.LeaseTimeToLiveResponse = yield from repeatable(LEASE_TIME_TO_LIVE, asked)
-    root = mind.layout.root
-    locks = [key for key in its.keys if key.startswith(root + b"lock/")]
-    claims = [key for key in its.keys if key.startswith(root + b"queue/") and b"/claims/" in key]
-    waited_s, kept = 0.0, list[kv.KeyValue]()
-    if not at_once and its.TTL > 0:
-        for key in (*locks, *claims):
-            kept.extend((yield from _taken_over(mind, key, lease)))
-    with contextlib.suppress(LeaseNotFound):  # it has ended by itself
-        yield from repeatable(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease))
-    if kept:
-        waited_s = float(its.grantedTTL)
+    (ended,) = yield from _end(mind, [lease], at_once=at_once)
+    return ended
+
+
+def _end(mind: Mind, leases: Sequence[int], *, at_once: bool) -> Operation[list[Ended]]:
+    """End sessions together, with one wait for all."""
+    ended: list[Ended] = []
+    kept: list[kv.KeyValue] = []
+    for lease in leases:
+        asked = pb.LeaseTimeToLiveRequest(ID=lease, keys=True)
+        its: pb.LeaseTimeToLiveResponse = yield from repeatable(LEASE_TIME_TO_LIVE, asked)
+        root = mind.layout.root
+        locks = [key for key in its.keys if key.startswith(root + b"lock/")]
+        claims = [key for key in its.keys if key.startswith(root + b"queue/") and b"/claims/" in key]
+        its_kept: list[kv.KeyValue] = []
+        for key in () if at_once else (*locks, *claims):
+            its_kept.extend((yield from _taken_over(mind, key, lease)))
+        with contextlib.suppress(LeaseNotFound):  # it has ended by itself
+            yield from repeatable(LEASE_REVOKE, pb.LeaseRevokeRequest(ID=lease))
+        kept += its_kept
+        ended.append(Ended(f"{lease:016x}", len(locks), len(claims), float(its.grantedTTL) if its_kept else 0.0))
+    waited_s = max((each.waited_s for each in ended), default=0.0)
+    if waited_s:
         now: float = yield Now()
         yield Await(now + waited_s, ())
     for each in kept:
         yield from _let_go(each)
-    return Ended(f"{lease:016x}", len(locks), len(claims), waited_s)
+    return ended
 
 
 def requeue(mind: Mind, name: str, *, most: int | None = None) -> Operation[int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skyward_etcd.collections.places import Places
-from skyward_etcd.collections.tail import Tail
+from skyward_etcd.collections.tail import MANY, Tail
 from skyward_etcd.errors import Compacted, SkywardEtcdError, WrongKind
 from skyward_etcd.operate.catalog import contents
 from skyward_etcd.operate.reading import Reading, settings
@@ -28,7 +28,7 @@ from skyward_etcd.wire import messages as pb
 __all__ = ["NotAnExport", "Part", "exported", "import_part", "parts_of", "require_unused"]
 
 FORMAT = 1
-_CHUNK_ENTRIES = 100
+_CHUNK_ENTRIES = MANY  # so that a part of a queue is one transaction too
 _CHUNK_BYTES = 256 * 1024
 
 _NOTHING: tuple[int, Mapping[str, Any]] = (0, {})
