@@ -58,7 +58,7 @@ def filled(endpoints: list[str], opened: Opener) -> Iterator[Connection]:
     while not sky.barrier("epoch", n=2).waiting():
         pass
     yield sky
-    sky.barrier("epoch", n=2).abort()
+    sky.barrier("epoch", n=2).reset()
     waiting.join()
     hold.release()
     claim.ack()
