@@ -19,7 +19,7 @@ INTEROP_VENV := .venv-interop
 INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-interop test-simulation test-slow test-faults test-nightly bench bench-quick lint format types proto build fetch-debian clean
+.PHONY: help demo test test-unit test-integration test-interop test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint format types proto build fetch-debian clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -83,6 +83,17 @@ test-nightly: $(INSTALLED) ## 10,000 simulated histories for each collection, an
 bench: $(BENCH) ## every target of speed beside its figure, on a quiet machine: BENCH_ARGS="--only queue" for some
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+# Each in an environment of its own: Skyward needs Python 3.12, and the two do not go together. Redis and ZooKeeper are
+# the system's: apt-get install redis-server zookeeper default-jre-headless.
+bench-peers: $(BENCH) ## what the peers in the benchmarks need, as far as it is to be had
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet 'dask[distributed]' kazoo 'ray[default]' redis
+	for version in 0.10.0 0.12.1; do \
+		place=.venv-peers-skyward-$${version%.*} && \
+		{ test -x $$place/bin/python || python3.12 -m venv $$place; } && \
+		$$place/bin/python -m pip install --quiet skyward==$$version || exit 1; \
+	done
+
 bench-quick: $(BENCH) ## the same with less of everything: three minutes
 	$(BIN)/python -m benchmarks --quick $(BENCH_ARGS)
 
@@ -117,5 +128,5 @@ fetch-debian: $(INSTALLED) ## Debian's etcd for the tests, beside the one from t
 	fi
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) .venv-peers* dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

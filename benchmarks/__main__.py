@@ -52,6 +52,7 @@ def _measure(targets: Sequence[Target], curves: Sequence[Curve], *, quick: bool,
         results = [run.result(target) for target in targets]
         points = [point for curve in curves for point in run.points(curve)]
     output.show_curves(console, points)
+    output.show_peers(console, results)
     output.show_targets(console, results)
     console.print(f"{run.seconds:.0f} s; {about}", highlight=False)
     if write:
@@ -95,6 +96,8 @@ class _Run:
         is_new = not self._bench.has_taken(measure)
         try:
             contest = self._bench.take(measure)
+        except FileNotFoundError as missing:
+            return str(missing)
         except Exception as error:  # noqa: BLE001 - said in the table, and by the exit code
             self.failed = True
             self._console.print_exception()

@@ -19,11 +19,14 @@ from rich.table import Table
 
 from benchmarks.harness import Contest, Series
 from benchmarks.targets import Point, Result
+from benchmarks.versus import pairs
 from skyward_etcd.cluster import binary
 
-__all__ = ["RESULTS", "About", "show_contest", "show_curves", "show_targets", "wide_console", "write"]
+__all__ = ["RESULTS", "About", "show_contest", "show_curves", "show_peers", "show_targets", "wide_console", "write"]
 
 RESULTS = Path(__file__).with_name("results")
+
+_WIDEST = len("dict write, 4: skyward-0.10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def show_contest(console: Console, title: str, contest: Contest) -> None:
     """Print a measurement's contestants in one line each."""
     console.print(escape(title), style="bold", highlight=False)
     for name, series in contest.items():
-        console.print(f"  {name:17}{_line(series)}", highlight=False, soft_wrap=True)
+        console.print(f"  {name:{_WIDEST}} {_line(series)}", highlight=False, soft_wrap=True)
 
 
 def show_targets(console: Console, results: Sequence[Result]) -> None:
@@ -99,6 +102,19 @@ def show_curves(console: Console, points: Sequence[Point]) -> None:
         ours, stub, textbook = (_rate(point.contest, name) for name in ("ours", "stub", "textbook"))
         cells = (ours, stub, ours / stub, textbook)
         table.add_row(point.curve.name, str(point.workers), *("–" if math.isnan(c) else _number(c) for c in cells))
+    console.print(table)
+
+
+def show_peers(console: Console, results: Sequence[Result]) -> None:
+    """Print what stands beside each peer, a line for each operation and number of processes."""
+    rows = [pair for result in results for pair in pairs(result.contest)]
+    if not rows:
+        return
+    table = Table("peer", "operation, processes", "ours, /s", "its, /s", "ours / its", title="Peers")
+    for pair in rows:
+        better = "green" if pair.ratio >= 1 else "red"
+        ratio = f"[{better}]{_number(pair.ratio)}[/{better}]"
+        table.add_row(pair.peer, pair.row, _number(pair.ours.rate), _number(pair.theirs.rate), ratio)
     console.print(table)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks import measures, one_process
+from benchmarks import measures, one_process, versus
 from benchmarks.harness import Contest, ratio
 from benchmarks.measures import Measure
 
@@ -309,25 +309,22 @@ _OURS: tuple[Target, ...] = (
     ),
 )
 
-_NO_ADAPTER = "no adapter for this peer yet"
-_AHEAD = Goal("≥", 1, "× it")
+_AHEAD = Goal("≥", 1, "× it, the worst of all")
 
-_NOT_YET: tuple[Target, ...] = (
-    *(
-        Target(f"peer-{name}", f"every operation, 4 and 8 processes, beside {peer}", goal, why_not=_NO_ADAPTER)
-        for name, peer, goal in (
-            ("skyward-0.10", "Skyward 0.10 on its default backend", _AHEAD),
-            ("skyward-0.12", "Skyward 0.12 on its default backend", _AHEAD),
-            ("ray", "Ray's actors and queues", _AHEAD),
-            ("dask", "Dask's Variable, Queue and Lock", _AHEAD),
-            ("kazoo", "kazoo on three ZooKeeper servers", _AHEAD),
-            ("redis", "Redis: one server without replicas, appendfsync always", None),
-            ("manager", "multiprocessing.Manager: one machine, no fault tolerance", None),
-        )
-    ),
+_PEERS = tuple(
+    Target(
+        f"peer-{peer.name}",
+        f"every operation, 4 and 8 processes, beside {peer.name}",
+        _AHEAD if peer.is_rival else None,
+        Measure(versus.versus, (peer.name,)),
+        versus.worst,
+        note=peer.what,
+        quick_note="4 processes",
+    )
+    for peer in versus.PEERS.values()
 )
 
-TARGETS: tuple[Target, ...] = (*_OURS, *_NOT_YET)
+TARGETS: tuple[Target, ...] = (*_OURS, *_PEERS)
 
 CURVES: tuple[Curve, ...] = (
     Curve("rates-dict-read-strong", "strong reads of one entry", measures.dict_reads),
