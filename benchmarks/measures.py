@@ -188,6 +188,49 @@ def dict_write(bench: Bench) -> Contest:
     return _one_thread(bench, lambda: entries.set("key", VALUE), bare)
 
 
+def _read_beside(bench: Bench, members: int, value: str) -> Contest:
+    """A strong read of one entry, beside a Range."""
+    entries, key = bench.session(members).dict(bench.fresh(), consistency="strong"), f"/stub/{bench.fresh()}".encode()
+    entries["key"] = value
+    bench.stub(members).put(pb.PutRequest(key=key, value=value.encode()))
+    bare = partial(bench.stub(members).range, pb.RangeRequest(key=key))
+    return _in_turn(bench, {"ours": partial(entries.get, "key"), "stub": bare})
+
+
+def _write_beside(bench: Bench, members: int, value: str) -> Contest:
+    """A write of one entry, beside a Put."""
+    entries, key = bench.session(members).dict(bench.fresh()), f"/stub/{bench.fresh()}".encode()
+    bare = partial(bench.stub(members).put, pb.PutRequest(key=key, value=value.encode()))
+    return _in_turn(bench, {"ours": partial(entries.set, "key", value), "stub": bare})
+
+
+def _in_turn(bench: Bench, operations: dict[str, Operation]) -> Contest:
+    for operation in operations.values():
+        timed(operation, 5)
+    times = bench.pick(100, 30)
+    return interleaved({name: partial(timed, each, times) for name, each in operations.items()}, bench.repeats)
+
+
+def read_of_members(bench: Bench, members: int) -> Contest:
+    """Strong reads, with so many members."""
+    return _read_beside(bench, members, VALUE)
+
+
+def write_to_members(bench: Bench, members: int) -> Contest:
+    """Writes, with so many members."""
+    return _write_beside(bench, members, VALUE)
+
+
+def read_of_bytes(bench: Bench, size: int) -> Contest:
+    """Strong reads of a value of so many bytes, with three members."""
+    return _read_beside(bench, 3, "x" * size)
+
+
+def write_of_bytes(bench: Bench, size: int) -> Contest:
+    """Writes of a value of so many bytes, with three members."""
+    return _write_beside(bench, 3, "x" * size)
+
+
 def set_add(bench: Bench) -> Contest:
     """``s.add(m)`` of a new member, beside a transaction that puts an absent key (without our proof that it did)."""
     members, numbers, prefix = bench.session(1).set(bench.fresh()), itertools.count(), f"/stub/{bench.fresh()}/"
@@ -401,6 +444,11 @@ def queue_length(bench: Bench, full: int, quick: int) -> Contest:
         },
         bench.repeats,
     )
+
+
+def queue_get_at(bench: Bench, waiting: int) -> Contest:
+    """Get from a queue in which so many items wait."""
+    return queue_length(bench, waiting, waiting)
 
 
 def queue_textbook(bench: Bench, waiting: int) -> Contest:
@@ -683,6 +731,12 @@ def barrier(bench: Bench, processes: int, threads: int) -> Contest:
         },
         bench.pick(5, 2),
     )
+
+
+def barrier_of(bench: Bench, participants: int) -> Contest:
+    """Let so many meet: threads of two to eight processes."""
+    processes = min(8, participants)
+    return barrier(bench, processes, participants // processes)
 
 
 # ---- many entries

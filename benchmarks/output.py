@@ -94,14 +94,16 @@ def show_targets(console: Console, results: Sequence[Result]) -> None:
 
 
 def show_curves(console: Console, points: Sequence[Point]) -> None:
-    """Print the aggregate rates, a line for each curve and number of workers."""
+    """Print how the costs grow, a line for each place of each curve."""
     if not points:
         return
-    table = Table("operation", "processes", "ours, /s", "stub, /s", "ours / stub", "textbook, /s", title="Rates")
+    columns = ("ours, /s", "stub, /s", "ours / stub", "textbook, /s", "ours, p50", "stub, p50")
+    table = Table("what", "of", *columns, title="Curves")
     for point in points:
         ours, stub, textbook = (_rate(point.contest, name) for name in ("ours", "stub", "textbook"))
-        cells = (ours, stub, ours / stub, textbook)
-        table.add_row(point.curve.name, str(point.workers), *("–" if math.isnan(c) else _number(c) for c in cells))
+        times = (f"{point.contest[name].p50 * 1e3:.3f} ms" for name in ("ours", "stub"))
+        rates = ("–" if math.isnan(rate) else _number(rate) for rate in (ours, stub, ours / stub, textbook))
+        table.add_row(point.curve.name, f"{point.at:,} {point.curve.scale.over}", *rates, *times)
     console.print(table)
 
 
@@ -165,7 +167,12 @@ def _as_json(about: About, results: Sequence[Result], points: Sequence[Point]) -
             for result in results
         ],
         "curves": [
-            {"name": point.curve.name, "workers": point.workers, "contestants": _contestants(point.contest)}
+            {
+                "name": point.curve.name,
+                "over": point.curve.scale.over,
+                "at": point.at,
+                "contestants": _contestants(point.contest),
+            }
             for point in points
         ],
     }
@@ -191,18 +198,22 @@ def _or_none(value: float) -> float | None:
 
 
 def _plot(path: Path, about: About, results: Sequence[Result], points: Sequence[Point]) -> None:
-    """Draw how far each target is from its goal, and the rates over the number of workers."""
+    """Draw how far each target is from its goal, and the curves, those over the same thing together."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # it writes a file: no display is needed
     from matplotlib import pyplot as plt
 
     draw: Any = plt  # its types are partial
-    curves = list(dict.fromkeys(point.curve.name for point in points))
-    figure, axes = draw.subplots(1, 1 + bool(curves), figsize=(9 + 6 * bool(curves), 9), squeeze=False)
-    _draw_targets(axes[0][0], results)
-    if curves:
-        _draw_curves(axes[0][1], points, curves)
+    kinds = list(dict.fromkeys(point.curve.scale.over for point in points))
+    columns = math.ceil(len(kinds) / 2)
+    figure = draw.figure(figsize=(9 + 5 * columns, 10))
+    grid = figure.add_gridspec(2, 2 + columns)
+    _draw_targets(figure.add_subplot(grid[:, :2]), results)
+    for place, over in enumerate(kinds):
+        axis = figure.add_subplot(grid[place % 2, 2 + place // 2])
+        _draw_curves(axis, [point for point in points if point.curve.scale.over == over])
+        axis.set_xlabel(over)
     figure.suptitle(str(about), fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -225,17 +236,21 @@ def _draw_targets(axis: Any, results: Sequence[Result]) -> None:
     axis.set_xlabel("times better than the goal")
 
 
-def _draw_curves(axis: Any, points: Sequence[Point], curves: Sequence[str]) -> None:
-    for colour, name in enumerate(curves):
+def _draw_curves(axis: Any, points: Sequence[Point]) -> None:
+    """Draw rates where there are any, and else how long half of the operations took."""
+    for colour, name in enumerate(dict.fromkeys(point.curve.name for point in points)):
         mine = [point for point in points if point.curve.name == name]
         for contestant, style in (("ours", "-"), ("stub", ":"), ("textbook", "--")):
             there = [point for point in mine if contestant in point.contest]
+            figures = [_per_second(each.contest[contestant]) for each in there]
+            axis.plot([each.at for each in there], figures, style, color=f"C{colour}", marker="o")
             if there:
-                workers, rates = [each.workers for each in there], [_rate(each.contest, contestant) for each in there]
-                axis.plot(workers, rates, style, color=f"C{colour}", marker="o", label=f"{name}, {contestant}")
-    axis.set_xscale("log", base=2)
+                axis.lines[-1].set_label(f"{name}, {contestant}")
+    axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel("worker processes")
-    axis.set_ylabel("operations a second, together")
-    axis.legend(fontsize=7)
+    axis.set_ylabel("operations a second, of all together")
+    axis.legend(fontsize=6)
+
+
+def _per_second(series: Series) -> float:
+    return 1 / series.p50 if math.isnan(series.rate) else series.rate

@@ -10,7 +10,7 @@ from benchmarks import measures, one_process, versus
 from benchmarks.harness import Contest, ratio
 from benchmarks.measures import Measure
 
-__all__ = ["CURVES", "TARGETS", "Curve", "Goal", "Point", "Result", "Target"]
+__all__ = ["CURVES", "TARGETS", "Curve", "Goal", "Point", "Result", "Scale", "Target"]
 
 Figure = Callable[[Contest], float]
 
@@ -56,12 +56,24 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """What a cost grows with."""
+
+    over: str
+    """In the plural."""
+    points: tuple[int, ...]
+    quick_points: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
-    """An aggregate rate over the number of worker processes."""
+    """How a cost grows."""
 
     name: str
     asks: str
     measure: Callable[..., Contest]
+    """Takes a `Bench` and a point of the scale."""
+    scale: Scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +95,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An aggregate rate with so many workers."""
+    """A curve at one place."""
 
     curve: Curve
-    workers: int
+    at: int
     contest: Contest
 
 
@@ -326,10 +338,22 @@ _PEERS = tuple(
 
 TARGETS: tuple[Target, ...] = (*_OURS, *_PEERS)
 
+_PROCESSES = Scale("processes", (1, 2, 4, 8, 16, 32, 64), (1, 4))
+_MEMBERS = Scale("members", (1, 3, 5), (1, 3))
+_BYTES = Scale("bytes of a value", (10, 100, 1 << 10, 10 << 10, 100 << 10, 1 << 20), (100, 100 << 10))
+_ITEMS = Scale("waiting items", (10, 100, 1_000, 10_000, 100_000, 1_000_000), (10, 100_000))
+_PARTICIPANTS = Scale("participants", (2, 4, 8, 16, 32, 64), (2,))
+
 CURVES: tuple[Curve, ...] = (
-    Curve("rates-dict-read-strong", "strong reads of one entry", measures.dict_reads),
-    Curve("rates-dict-write", "writes, an entry for each worker", measures.dict_writes),
-    Curve("rates-counter", "increments of one counter", measures.counter),
-    Curve("rates-queue-put", "puts into one queue", measures.queue_put),
-    Curve("rates-queue-get", "gets from one queue", measures.queue_get),
+    Curve("rates-dict-read-strong", "strong reads of one entry", measures.dict_reads, _PROCESSES),
+    Curve("rates-dict-write", "writes, an entry for each worker", measures.dict_writes, _PROCESSES),
+    Curve("rates-counter", "increments of one counter", measures.counter, _PROCESSES),
+    Curve("rates-queue-put", "puts into one queue", measures.queue_put, _PROCESSES),
+    Curve("rates-queue-get", "gets from one queue", measures.queue_get, _PROCESSES),
+    Curve("members-read", "strong reads of one entry, one caller", measures.read_of_members, _MEMBERS),
+    Curve("members-write", "writes of one entry, one caller", measures.write_to_members, _MEMBERS),
+    Curve("bytes-read", "strong reads of one entry, one caller", measures.read_of_bytes, _BYTES),
+    Curve("bytes-write", "writes of one entry, one caller", measures.write_of_bytes, _BYTES),
+    Curve("items-queue-get", "gets, one caller", measures.queue_get_at, _ITEMS),
+    Curve("participants-barrier", "from the last arrival until all go on", measures.barrier_of, _PARTICIPANTS),
 )
