@@ -59,6 +59,8 @@ class Timing:
     """What went through, if that is not one an operation."""
     counted: float = math.nan
     """What else was counted; the measurement says what."""
+    members_cpu: float = math.nan
+    """Seconds of the etcd members' CPU, all together."""
 
     @property
     def seconds(self) -> float:
@@ -101,6 +103,11 @@ class Series:
     def cpu_each(self) -> float:
         """Seconds of CPU an operation."""
         return statistics.median(timing.cpu_each for timing in self.timings)
+
+    @property
+    def members_cpu_each(self) -> float:
+        """Seconds of the members' CPU an operation."""
+        return statistics.median(ratio(timing.members_cpu, len(timing.latencies)) for timing in self.timings)
 
     @property
     def seconds(self) -> float:

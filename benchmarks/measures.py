@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import skyward_etcd as sky
-from benchmarks.bare import OurWire, Rpcs, Stub, absent, delete, end_of, kv_requests, put
+from benchmarks.bare import OurWire, Rpcs, Stub, absent, cpu_seconds, delete, end_of, kv_requests, put
 from benchmarks.harness import Contest, Fleet, Job, Timing, interleaved, merged, timed, timed_threads
 from benchmarks.textbook import TextbookCounter, TextbookMutex, TextbookQueue
 from skyward_etcd.cluster.bootstrap import LocalCluster
@@ -276,7 +276,9 @@ def _side_by_side(bench: Bench, workers: int, makers: dict[str, Callable[[Endpoi
 
     def run(make: Maker) -> Timing:
         job = partial(loop, make, bench.task(), None, bench.window_s)
-        return merged(bench.fleet.run(job, workers))
+        before = cpu_seconds(bench.endpoints())
+        timing = merged(bench.fleet.run(job, workers))
+        return replace(timing, members_cpu=cpu_seconds(bench.endpoints()) - before)
 
     return interleaved({name: partial(run, make) for name, make in makers.items()}, bench.repeats)
 

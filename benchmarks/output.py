@@ -135,6 +135,7 @@ def _line(series: Series) -> str:
     for figure, text in (
         (series.rate, f"{_number(series.rate):>8}/s"),
         (series.cpu_each, f"CPU {series.cpu_each * 1e6:6.0f} µs"),
+        (series.members_cpu_each, f"the members' {series.members_cpu_each * 1e6:.0f} µs"),
         (series.operations, f"n={series.operations}"),
         (series.counted, f"counted {_number(series.counted)}"),
     ):
@@ -185,6 +186,7 @@ def _contestants(contest: Contest) -> Mapping[str, Mapping[str, float | None]]:
             "p99_s": _or_none(series.p99),
             "rate_per_s": _or_none(series.rate),
             "cpu_s": _or_none(series.cpu_each),
+            "members_cpu_s": _or_none(series.members_cpu_each),
             "counted": _or_none(series.counted),
             "operations": series.operations,
             "repeats": len(series.timings),
