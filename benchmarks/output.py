@@ -85,8 +85,10 @@ def show_targets(console: Console, results: Sequence[Result]) -> None:
         goal = result.target.goal
         unit = "×" if goal is None or goal.unit.startswith("×") else goal.unit
         figure = "–" if result.why_not else f"{_number(result.figure)} {unit}"
-        remark = f"not measured: {result.why_not}" if result.why_not else result.note
-        what = escape(result.target.asks) + (f"\n[dim]{escape(remark)}[/dim]" if remark else "")
+        remarks = [f"not measured: {result.why_not}" if result.why_not else result.note]
+        if result.met is False:
+            remarks += [result.target.why, _profile(result.contest)]
+        what = escape(result.target.asks) + "".join(f"\n[dim]{escape(each)}[/dim]" for each in remarks if each)
         table.add_row(result.target.name, what, figure, str(goal or "–"), verdict)
     console.print(table)
     met = [result.met for result in results]
@@ -128,6 +130,16 @@ def write(about: About, results: Sequence[Result], points: Sequence[Point]) -> l
     data.write_text(json.dumps(_as_json(about, results, points), indent=1, ensure_ascii=False) + "\n")
     _plot(plot, about, results, points)
     return [data, plot]
+
+
+def _profile(contest: Contest) -> str:
+    """Say what an operation costs whom; nothing of what was not measured."""
+    costs = [
+        f"{name} {each.cpu_each * 1e6:.0f} + {each.members_cpu_each * 1e6:.0f}"
+        for name, each in contest.items()
+        if not math.isnan(each.cpu_each + each.members_cpu_each)
+    ]
+    return f"µs of CPU an operation, the caller's + the members': {', '.join(costs)}" if costs else ""
 
 
 def _line(series: Series) -> str:
