@@ -9,7 +9,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # this machine may have other work to do
+hypothesis.settings.load_profile("no deadline")
 
 TIERS = ("integration", "faults", "interop", "examples")
 """Folders of tests that are markers too, so that ``-m integration`` means the folder wherever it is asked."""

@@ -552,7 +552,7 @@ def test_a_hub_can_be_closed_and_used_while_a_stream_is_being_opened(hub: WatchH
     closing = threading.Thread(target=hub.close, daemon=True)
     closing.start()
     _wait_for(hub.open(b"k").live.is_set)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5
     wire.may_open.set()
     closing.join(5)
     assert not closing.is_alive()
