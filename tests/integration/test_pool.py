@@ -295,12 +295,12 @@ def test_the_first_error_of_a_group_is_raised_and_what_has_not_begun_does_not_be
     def fail() -> None:
         raise ValueError("first")
 
-    calls = [fail(), *(rest(0.5) for _ in range(100))]
+    calls = [fail(), *(rest(0.5) for _ in range(20))]
     started = time.monotonic()
     with pytest.raises(ValueError, match="first"):
         _ = gather(*calls) >> pool
     _ = double(1) @ pool
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 4
 
 
 def test_a_group_has_a_time_limit_of_its_own(pool: Compute) -> None:
