@@ -24,7 +24,7 @@ from skyward_etcd.ops import kv
 from skyward_etcd.testing import linearizability as lin
 from skyward_etcd.testing.simulator import Faults, Process, Simulation
 
-SEEDS = int(os.environ.get("SKYWARD_ETCD_SEEDS", "40"))
+SEEDS = int(os.environ.get("SKYWARD_ETCD_SEEDS", "20"))
 """Histories per collection: 40 in `make test`, more by `make test-simulation`."""
 
 LOSSY = Faults(refused=0.03, lost_request=0.03, late_request=0.04, lost_reply=0.06, stale_read=0.3, broken_stream=0.1)
