@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-TIERS = ("integration", "faults", "interop", "examples")
+TIERS = ("integration", "faults", "interop", "examples", "deploy")
 """Folders of tests that are markers too, so that ``-m integration`` means the folder wherever it is asked."""
 
 MARK = "SKYWARD_ETCD_TEST_RUN"
