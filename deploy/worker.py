@@ -8,7 +8,7 @@ import skyward_etcd as sky
 def main() -> None:
     """Do what is in the queue ``tasks``, each item once, and count it in ``done``."""
     tasks, done = sky.queue("tasks"), sky.counter("done")
-    while (task := tasks.claim(timeout=5)) is not None:
+    while (task := tasks.claim(timeout=2)) is not None:
         with task:
             print(f"task {task.value}, {done.increment()} done by all")
 

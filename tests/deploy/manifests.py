@@ -43,6 +43,12 @@ def restoration(name: str) -> Manifests:
     return Manifests(copy.deepcopy(_rendered(f"restore/{name}").documents))
 
 
+def with_restoration(manifests: Manifests, name: str) -> Manifests:
+    """Return manifests with the jobs that restore an overlay, and a ConfigMap for what to restore, still empty."""
+    told = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "etcd-restore"}, "data": dict[str, str]()}
+    return Manifests([*manifests.documents, *restoration(name).of("Job"), told])
+
+
 def kubectl() -> str:
     """Return the kubectl of this environment, else the one on PATH; skip the test, loudly, if there is none."""
     found = shutil.which("kubectl", path=Path(sys.executable).parent) or shutil.which("kubectl")
