@@ -102,15 +102,12 @@ class Running:
 class Sandbox:
     """A namespace of one set of manifests on this machine: its volumes, its names, and what runs in it."""
 
-    def __init__(self, manifests: Manifests, directory: Path) -> None:
+    def __init__(self, manifests: Manifests, directory: Path, *, network: str | None = None) -> None:
         self.manifests = manifests
         self.directory = directory
         self.programs, self._bwrap = tools()
-        self._network = _network()
-        self._addresses: dict[str, str] = {}
+        self._addresses = addresses(manifests, network or free_network())
         self._running: dict[tuple[str, str], Running] = {}
-        for pod in manifests.every_pod():
-            self._addresses.setdefault(pod.name, f"{self._network}.{len(self._addresses) + 1}")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._write_hosts()
 
@@ -185,10 +182,11 @@ class Sandbox:
         except OSError:
             return 0
 
-    def etcdctl(self, *words: str, job: str = "etcd-replace") -> subprocess.CompletedProcess[str]:
-        """Run etcdctl as a job of the upkeep would, with its variables and files."""
-        pod = self.pod(job)
-        running = self._start(pod, pod.containers[0], ["etcdctl", *words])
+    def etcdctl(self, *words: str, at: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run etcdctl as a job of the upkeep would, with its variables and files; asking all members, or one."""
+        pod = self.pod("etcd-defrag")
+        only = ["env", f"ETCDCTL_ENDPOINTS=https://{at}.etcd-peers:2379"] if at else []
+        running = self._start(pod, pod.containers[0], [*only, "etcdctl", *words])
         running.wait(30)
         assert running.code is not None
         return subprocess.CompletedProcess(words, running.code, running.said)
@@ -332,7 +330,13 @@ def _shown(*paths: str) -> Iterator[str]:
         yield from ("--ro-bind", path, path)
 
 
-def _network() -> str:
+def addresses(manifests: Manifests, network: str) -> dict[str, str]:
+    """Return the address that each pod gets in a network."""
+    names = dict.fromkeys(pod.name for pod in manifests.every_pod())
+    return {name: f"{network}.{number}" for number, name in enumerate(names, 1)}
+
+
+def free_network() -> str:
     """Return the first three numbers of loopback addresses that nobody uses for etcd."""
     while True:
         network = f"127.{random.randint(16, 239)}.{random.randint(1, 254)}"
