@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
 
 from skyward_etcd.cluster.binary import Etcd, Verdict, Version, grade, spell
-from skyward_etcd.cluster.member import Path, _by_release
+from skyward_etcd.cluster.member import _by_release
 from tests.deploy.manifests import ROOT, Document, Manifests, Pod, expand, matches
 
 PROBES_SINCE: Version = (3, 5, 11)
@@ -307,7 +307,7 @@ def _job(owner: Document) -> Iterator[str]:
 def _action(spec: Document, code: int) -> str | None:
     for rule in spec["podFailurePolicy"]["rules"]:
         if code in rule.get("onExitCodes", {}).get("values", []):
-            return rule["action"]
+            return str(rule["action"])
     return None
 
 
@@ -464,7 +464,8 @@ def _etcd(pod: Pod) -> Document:
 
 
 def _etcd_volumes(manifests: Manifests) -> list[Document]:
-    return manifests.members[0].spec["volumes"]
+    volumes: list[Document] = manifests.members[0].spec["volumes"]
+    return volumes
 
 
 def _volume(pod: Pod, name: str) -> Document:
@@ -523,10 +524,9 @@ def _references(pod: Pod) -> Iterator[tuple[str, str, str | None]]:
         for source in container.get("envFrom", []):
             yield "ConfigMap", source["configMapRef"]["name"], None
         for variable in container.get("env", []):
-            source: Any = variable.get("valueFrom", {})
             for field, kind in (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret")):
-                if field in source:
-                    yield kind, source[field]["name"], source[field]["key"]
+                if chosen := variable.get("valueFrom", {}).get(field):
+                    yield kind, chosen["name"], chosen["key"]
 
 
 def _is_issued(manifests: Manifests, kind: str, name: str) -> bool:

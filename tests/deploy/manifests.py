@@ -73,7 +73,8 @@ class Pod:
     @property
     def containers(self) -> list[Document]:
         """Those that run on, without those before them."""
-        return self.spec["containers"]
+        containers: list[Document] = self.spec["containers"]
+        return containers
 
     @property
     def every_container(self) -> list[Document]:
@@ -168,7 +169,7 @@ class Manifests:
             case {"fieldRef": {"fieldPath": "metadata.name"}}:
                 return pod.name
             case {"fieldRef": {"fieldPath": "metadata.namespace"}}:
-                return pod.owner["metadata"]["namespace"]
+                return str(pod.owner["metadata"]["namespace"])
             case {"fieldRef": {"fieldPath": "status.podIP"}}:
                 return ip
             case {"configMapKeyRef": {"name": name, "key": key}}:
@@ -183,7 +184,8 @@ class Manifests:
         data: dict[str, str] = document.get("data") or {}
         if kind == "ConfigMap":
             return dict(data)
-        return {key: base64.b64decode(value).decode() for key, value in data.items()} | document.get("stringData", {})
+        text: dict[str, str] = document.get("stringData", {})
+        return text | {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
 def expand(text: str, values: Mapping[str, str]) -> str:
@@ -216,12 +218,19 @@ def _expression(expression: Document, labels: Mapping[str, str]) -> bool:
 
 def dig(document: Any, path: Sequence[str | int]) -> Any:
     """Return what lies at a path of keys, list indexes and, in lists, names of elements."""
-    for step in path:
-        if isinstance(document, list) and isinstance(step, str):
-            document = next(each for each in document if each.get("name") == step)
-        else:
-            document = document[step]
-    return document
+    return functools.reduce(lambda place, step: place[_key(place, step)], path, document)
+
+
+def prune(document: Any, path: Sequence[str | int]) -> None:
+    """Remove what lies at a path."""
+    place = dig(document, path[:-1])
+    del place[_key(place, path[-1])]
+
+
+def _key(place: Any, step: str | int) -> str | int:
+    if isinstance(place, dict) or isinstance(step, int):
+        return step
+    return next(number for number, each in enumerate(place) if each.get("name") == step)
 
 
 @functools.cache

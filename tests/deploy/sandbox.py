@@ -176,7 +176,7 @@ class Sandbox:
         offered = {each["name"]: each["containerPort"] for each in self.pod(name).containers[0]["ports"]}
         try:
             with urllib.request.urlopen(f"http://{self.address(name)}:{offered[port]}{path}", timeout=15) as answer:
-                return answer.status
+                return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
         except OSError:
@@ -276,9 +276,7 @@ class Sandbox:
             case {"secret": {"secretName": name}}:
                 return self._files(home / "volumes" / volume["name"], self.manifests.data("Secret", name))
             case {"emptyDir": _}:
-                path = home / "volumes" / volume["name"]
-                path.mkdir(parents=True, exist_ok=True)
-                return path
+                return self._files(home / "volumes" / volume["name"], {})
             case _:
                 raise AssertionError(f"volume {volume} is not known here")
 
@@ -292,19 +290,32 @@ class Sandbox:
         """Give every name that the namespace's DNS has its addresses.
 
         On a real network a pod's connections come from its own address, which its certificate's names lead to. Here
-        they come from 127.0.0.1: so that is where the name of a member leads that these manifests do not have.
+        they come from 127.0.0.1: so that is where the name of the last possible member leads, too.
         """
-        lines = ["127.0.0.1 localhost", "127.0.0.1 etcd-4.etcd-peers"]
+        lines = ["127.0.0.1 localhost"]
         for pod in self.manifests.every_pod():
             service = pod.owner["spec"].get("serviceName")
             lines += [f"{self.address(pod.name)} {pod.name}.{service} {service}"] if service else []
         lines += [f"{self.address(pod.name)} etcd" for pod in self.manifests.members]
+        lines.append("127.0.0.1 etcd-4.etcd-peers")
         (self.directory / "hosts").write_text("\n".join(lines) + "\n")
+
+
+def start(sandbox: Sandbox, *members: str) -> None:
+    """Start members, and wait until their probes say that they are ready."""
+    for name in members:
+        sandbox.start(name)
+    ready(sandbox, *members)
+
+
+def ready(sandbox: Sandbox, *members: str) -> None:
+    """Wait until the members' probes say that they are ready."""
+    until(lambda: all(sandbox.probe(name, "readinessProbe") == 200 for name in members))
 
 
 def worker_command() -> list[str] | None:
     """Return what a worker runs instead of its own command, as long as there is no ``skyward-etcd run``."""
-    command = [Path(sys.executable).with_name("skyward-etcd"), "run", "--help"]
+    command: list[str | Path] = [Path(sys.executable).with_name("skyward-etcd"), "run", "--help"]
     there = subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
     return None if there else [sys.executable, "/app/worker.py"]
 

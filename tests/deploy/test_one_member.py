@@ -11,21 +11,15 @@ import pytest
 
 import skyward_etcd as sky
 from tests.deploy.manifests import overlay, with_restoration
-from tests.deploy.sandbox import Running, Sandbox, until, worker_command
+from tests.deploy.sandbox import Sandbox, start, worker_command
 
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     manifests = with_restoration(overlay("dev"), "dev")
     with Sandbox(manifests, tmp_path_factory.mktemp("dev")) as sandbox:
-        started(sandbox)
+        start(sandbox, "etcd-0")
         yield sandbox
-
-
-def started(sandbox: Sandbox) -> Running:
-    member = sandbox.start("etcd-0")
-    until(lambda: sandbox.probe("etcd-0", "readinessProbe") == 200)
-    return member
 
 
 def connected(sandbox: Sandbox) -> sky.Connection:
@@ -132,7 +126,7 @@ def test_a_restored_member_has_the_snapshot_and_gives_no_token_twice(sandbox: Sa
         done = sandbox.run("etcd-restore-0")
         assert done.code == 0, done.said
         assert "already" in sandbox.run("etcd-restore-0").said
-        started(sandbox)
+        start(sandbox, "etcd-0")
         with connected(sandbox) as cluster:
             assert cluster.dict("state", consistency="strong")["x"] == "before"
             with cluster.lock("held") as hold:
@@ -155,4 +149,4 @@ def test_a_restoration_that_cannot_be_meant_is_refused(sandbox: Sandbox, at: str
     done = sandbox.run("etcd-restore-0")
     assert done.code == 2, done.said
     assert said in done.said
-    started(sandbox)
+    start(sandbox, "etcd-0")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.checks import faults, mismatches
-from tests.deploy.manifests import KUBERNETES, OVERLAYS, Manifests, dig, overlay, render, restoration
+from tests.deploy.manifests import KUBERNETES, OVERLAYS, Manifests, dig, overlay, prune, render, restoration
 
 POD = ("spec", "template", "spec")
 ETCD = (*POD, "containers", "etcd")
@@ -64,8 +64,10 @@ def _relative(directory: Path, path: str) -> str:
 
 
 def _full_name(image: str) -> str:
-    images = [each["image"] for pod in overlay("production").every_pod() for each in pod.every_container]
-    return next(each.rpartition(":")[0] for each in images if each.rpartition(":")[0].endswith(f"/{image}"))
+    """Return the name that the overlays give an image, without its tag."""
+    pods = overlay("production").every_pod()
+    images = [str(each["image"]).rpartition(":")[0] for pod in pods for each in pod.every_container]
+    return next(each for each in images if each.endswith(f"/{image}"))
 
 
 # --- faults that are planted, and what is said of them
@@ -92,11 +94,7 @@ def drop(kind: str, name: str, *path: str | int) -> Spoil:
         if not path:
             manifests.documents.remove(document)
             return
-        place, last = dig(document, path[:-1]), path[-1]
-        if isinstance(place, list):
-            place.remove(dig(place, [last]))
-        else:
-            del place[last]
+        prune(document, path)
 
     return spoil
 

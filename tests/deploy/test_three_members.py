@@ -6,7 +6,6 @@ import re
 import shutil
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,10 @@ import pytest
 
 import skyward_etcd as sky
 from skyward_etcd.active import Tls
+from tests.deploy.certified import certified, client_tls
 from tests.deploy.checks import faults
-from tests.deploy.manifests import KUBERNETES, Manifests, dig, overlay, render, with_restoration
-from tests.deploy.sandbox import Sandbox, addresses, free_network, tools, until, worker_command
+from tests.deploy.manifests import Manifests, dig, with_restoration
+from tests.deploy.sandbox import Sandbox, free_network, ready, start, tools, until, worker_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -31,65 +31,36 @@ def network() -> str:
 
 
 @pytest.fixture(scope="module")
-def pem(network: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificates by the script, with the addresses by which this test, which has no DNS, reaches the members."""
-    directory = tmp_path_factory.mktemp("pem")
-    places = addresses(overlay("production"), network)
-    command = [KUBERNETES.parent / "certificates.sh", directory, *(places[name] for name in MEMBERS)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return directory
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("production")
 
 
 @pytest.fixture(scope="module")
-def production(pem: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifests:
-    """The overlay as it is shipped, with own-certificates in the place of cert-manager, as its comment says."""
-    copy = tmp_path_factory.mktemp("kubernetes") / "kubernetes"
-    shutil.copytree(KUBERNETES, copy, ignore=shutil.ignore_patterns("pem"))
-    shutil.copytree(pem, copy / "components" / "own-certificates" / "pem")
-    kustomization = copy / "overlays" / "production" / "kustomization.yaml"
-    text = kustomization.read_text()
-    assert "components/cert-manager # or own-certificates" in text
-    kustomization.write_text(
-        text.replace("components/cert-manager # or own-certificates", "components/own-certificates")
-    )
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": "skyward-etcd"},
-        "stringData": {"secret": "ab" * 32},
-    }
-    return Manifests([*render(kustomization.parent).documents, secret])
+def production(network: str, directory: Path) -> Manifests:
+    return certified("production", directory, network)
 
 
 @pytest.fixture(scope="module")
-def sandbox(production: Manifests, network: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    manifests = with_restoration(production, "production")
-    with Sandbox(manifests, tmp_path_factory.mktemp("production"), network=network) as sandbox:
+def pem(production: Manifests, directory: Path) -> Path:
+    return directory / "pem"
+
+
+@pytest.fixture(scope="module")
+def sandbox(production: Manifests, network: str, directory: Path) -> Iterator[Sandbox]:
+    with Sandbox(with_restoration(production, "production"), directory, network=network) as sandbox:
         start(sandbox, *MEMBERS)
         yield sandbox
 
 
 @pytest.fixture(scope="module")
 def tls(pem: Path) -> Tls:
-    """What a worker has."""
-    return Tls(*((pem / name).read_bytes() for name in ("client-ca.crt", "client.crt", "client.key")))
+    return client_tls(pem)
 
 
 @pytest.fixture
 def cluster(sandbox: Sandbox, tls: Tls) -> Iterator[sky.Connection]:
     with sky.connect([f"https://{sandbox.address(name)}:2379" for name in MEMBERS], tls=tls) as connection:
         yield connection
-
-
-def start(sandbox: Sandbox, *members: str) -> None:
-    for name in members:
-        sandbox.start(name)
-    ready(sandbox, *members)
-
-
-def ready(sandbox: Sandbox, *members: str) -> None:
-    until(lambda: all(sandbox.probe(name, "readinessProbe") == 200 for name in members))
 
 
 def listed(sandbox: Sandbox) -> dict[str, str]:
