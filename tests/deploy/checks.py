@@ -450,6 +450,11 @@ def mismatches(restoration: Manifests, manifests: Manifests) -> Iterator[str]:
             yield f"{pod} finds no snapshots"
         if _may_look_up(manifests, pod.labels):
             yield f"{pod} needs no network, and has it"
+        for kind, name, _ in _references(pod):
+            if restoration.find(kind, name) is None and not _is_made_by_hand(kind, name, None):
+                yield f"{pod}: there is no {kind} {name}, and nothing makes it"
+        if manifests.find("ServiceAccount", pod.spec["serviceAccountName"]) is None:
+            yield f"{pod}: there is no ServiceAccount {pod.spec['serviceAccountName']}"
 
 
 # --- looking at them
@@ -534,7 +539,7 @@ def _is_issued(manifests: Manifests, kind: str, name: str) -> bool:
 
 
 def _is_made_by_hand(kind: str, name: str, key: str | None) -> bool:
-    made = re.search(rf"kubectl .*create {kind.lower()}( generic)? {name}\b.*", BY_HAND)
+    made = re.search(rf"^\$ k.* create {kind.lower()}( generic)? {name}\b.*", BY_HAND, re.MULTILINE)
     return made is not None and (key is None or f"{key}=" in made[0])
 
 

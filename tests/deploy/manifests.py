@@ -46,7 +46,7 @@ def restoration(name: str) -> Manifests:
 def with_restoration(manifests: Manifests, name: str) -> Manifests:
     """Return manifests with the jobs that restore an overlay, and a ConfigMap for what to restore, still empty."""
     told = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "etcd-restore"}, "data": dict[str, str]()}
-    return Manifests([*manifests.documents, *restoration(name).of("Job"), told])
+    return Manifests([*manifests.documents, *restoration(name).documents, told])
 
 
 def kubectl() -> str:

@@ -116,16 +116,16 @@ def test_a_restored_member_has_the_snapshot_and_gives_no_token_twice(sandbox: Sa
         with cluster.lock("held") as hold:
             token = hold.token
     told(sandbox, at=int(time.time()))
-    refused = sandbox.run("etcd-restore-0")
+    refused = sandbox.run("restore-etcd-0")
     assert refused.code == 1, refused.said
     assert "stop it first" in refused.said
 
     for restored in range(2):  # the second time from the same snapshot
         assert sandbox.stop("etcd-0") == 0
         told(sandbox, at=int(time.time()) + restored)
-        done = sandbox.run("etcd-restore-0")
+        done = sandbox.run("restore-etcd-0")
         assert done.code == 0, done.said
-        assert "already" in sandbox.run("etcd-restore-0").said
+        assert "already" in sandbox.run("restore-etcd-0").said
         start(sandbox, "etcd-0")
         with connected(sandbox) as cluster:
             assert cluster.dict("state", consistency="strong")["x"] == "before"
@@ -146,7 +146,7 @@ def test_a_restored_member_has_the_snapshot_and_gives_no_token_twice(sandbox: Sa
 def test_a_restoration_that_cannot_be_meant_is_refused(sandbox: Sandbox, at: str, snapshot: str, said: str) -> None:
     sandbox.stop("etcd-0")
     sandbox.manifests.get("ConfigMap", "etcd-restore")["data"] = {"AT": at, "SNAPSHOT": snapshot}
-    done = sandbox.run("etcd-restore-0")
+    done = sandbox.run("restore-etcd-0")
     assert done.code == 2, done.said
     assert said in done.said
     start(sandbox, "etcd-0")

@@ -65,7 +65,17 @@ def test_every_directory_with_manifests_is_used() -> None:
 
 def test_the_same_scripts_are_in_the_restoration() -> None:
     def scripts(manifests: Manifests) -> Document:
-        return next(each for each in manifests.of("ConfigMap") if each["metadata"]["name"].startswith("etcd-scripts"))
+        return next(each for each in manifests.of("ConfigMap") if "etcd-scripts" in each["metadata"]["name"])
 
     for name in OVERLAYS:
         assert scripts(overlay(name))["data"] == scripts(restoration(name))["data"]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_to_delete_a_restoration_deletes_nothing_else(name: str) -> None:
+    mine, theirs = (
+        {(each["kind"], each["metadata"]["name"]) for each in manifests.documents}
+        for manifests in (restoration(name), overlay(name))
+    )
+    assert mine
+    assert mine & theirs == set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import pytest
 
 from tests.deploy.checks import faults, mismatches
-from tests.deploy.manifests import KUBERNETES, OVERLAYS, Manifests, dig, overlay, prune, render, restoration
+from tests.deploy.manifests import KUBERNETES, OVERLAYS, ROOT, Manifests, dig, overlay, prune, render, restoration
 
 POD = ("spec", "template", "spec")
 ETCD = (*POD, "containers", "etcd")
+Spoil = Callable[[Manifests], None]
+"""Something that is planted."""
+
 JOB_POD = ("spec", "jobTemplate", "spec", "template", "spec")
 
 
@@ -30,6 +35,22 @@ def test_a_restoration_is_that_of_its_overlay(name: str) -> None:
 def test_a_restoration_of_another_size_is_found() -> None:
     assert list(mismatches(restoration("spot"), overlay("production")))
     assert list(mismatches(restoration("production"), overlay("spot")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda manifests: manifests.documents.remove(next(manifests.of("ConfigMap"))), "no ConfigMap restore-etcd"),
+        (
+            lambda manifests: manifests.documents.remove(manifests.get("Job", "restore-etcd-1")),
+            "the restoration writes",
+        ),
+    ],
+)
+def test_a_fault_of_a_restoration_is_found(spoil: Spoil, said: str) -> None:
+    manifests = restoration("production")
+    spoil(manifests)
+    assert said in str(list(mismatches(manifests, overlay("production"))))
 
 
 @pytest.mark.parametrize("image", ["etcd", "skyward-etcd-tools", "skyward-etcd-worker"])
@@ -49,6 +70,24 @@ def test_etcd_3_6_gets_the_options_that_it_knows(tmp_path: Path) -> None:
     rendered = _on_top(tmp_path, f"components: [{_relative(tmp_path, 'components/etcd-3.6')}]\nimages: [{tags}]")
     assert "v3.6." in dig(rendered.get("StatefulSet", "etcd"), (*ETCD, "image"))
     assert faults(rendered) == []
+
+
+def test_the_documentation_names_what_there_is() -> None:
+    text = (ROOT / "docs" / "kubernetes.md").read_text() + (ROOT / "deploy" / "README.md").read_text()
+    paths = {path.rstrip("/") for path in re.findall(r"(deploy/[\w/.-]*\w)", text)}
+    assert [path for path in sorted(paths) if not (ROOT / path.removesuffix("/pem")).exists()] == []
+    production = overlay("production")
+    named = re.findall(r"(cronjob|statefulset|configmap|patch cronjob)[/ ](etcd[\w-]*)", text)
+    assert len(named) >= 8
+    there = {(each["kind"].lower(), each["metadata"]["name"]) for each in production.documents}
+    by_hand = {("configmap", "etcd-restore")}
+    assert {(kind.rpartition(" ")[2], name) for kind, name in named} - there == by_hand
+    keys = {
+        key
+        for patch in re.findall(r"patch configmap etcd-bootstrap .*'{\"data\":({.*?})}'", text)
+        for key in json.loads(patch)
+    }
+    assert keys == set(production.data("ConfigMap", "etcd-bootstrap"))
 
 
 def _on_top(directory: Path, lines: str) -> Manifests:
@@ -71,9 +110,6 @@ def _full_name(image: str) -> str:
 
 
 # --- faults that are planted, and what is said of them
-
-
-Spoil = Callable[[Manifests], None]
 
 
 def put(kind: str, name: str, *path: str | int, to: Any) -> Spoil:

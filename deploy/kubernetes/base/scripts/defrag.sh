@@ -11,22 +11,22 @@ everybody_is_well() {
 }
 
 hand_over() { # endpoint of the leader, endpoint of its heir
-    heir=$(status "$2" | field MemberID)
+    heir=$(status "$2" | number member_id)
     at "$1" move-leader "$(hexadecimal "$heir")" >/dev/null || return 1
     await 10 leads "$2"
 }
 
 defrag() { # endpoint
     before=$(status "$1")
-    size=$(printf '%s\n' "$before" | field DBSize)
-    used=$(printf '%s\n' "$before" | field DBSizeInUse)
+    size=$(printf '%s\n' "$before" | number dbSize)
+    used=$(printf '%s\n' "$before" | number dbSizeInUse)
     if [ $((size - used)) -lt "$DEFRAG_FROM_BYTES" ]; then
         say "$1: $size bytes, $used in use: left as it is"
         return
     fi
     at "$1" --command-timeout=300s defrag >/dev/null
     await 60 everybody_is_well || die 1 "$1: not all members are well after its defragmentation; the others are left alone"
-    say "$1: $size bytes before, $(status "$1" | field DBSize) now"
+    say "$1: $size bytes before, $(status "$1" | number dbSize) now"
 }
 
 everybody_is_well || die 1 "not all members are well: nothing is defragmented"

@@ -18,7 +18,13 @@ at() { # endpoint etcdctl's words...
     ETCDCTL_ENDPOINTS=$endpoint etcdctl "$@"
 }
 
-status() { at "$1" endpoint status --write-out=fields; } # endpoint
+status() { at "$1" endpoint status --write-out=json; } # endpoint; only as JSON it says everything
+
+number() { # name; of what status says
+    found=$(sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p")
+    [ -n "$found" ] || die 1 "a member's status has no $1"
+    echo "$found"
+}
 
 field() { sed -n "s/^\"$1\" : \"\{0,1\}\([^\"]*\)\"\{0,1\}\$/\1/p" | head -n 1; } # name; of what --write-out=fields says
 
@@ -26,7 +32,9 @@ healthy() { at "$1" endpoint health >/dev/null 2>&1; } # endpoint; it answers, a
 
 leads() { # endpoint
     now=$(status "$1") || return 1
-    [ "$(printf '%s\n' "$now" | field MemberID)" = "$(printf '%s\n' "$now" | field Leader)" ]
+    me=$(printf '%s\n' "$now" | number member_id) || return 1
+    chief=$(printf '%s\n' "$now" | number leader) || return 1
+    [ "$me" = "$chief" ]
 }
 
 hexadecimal() { printf '%x' "$1"; } # as etcdctl takes the ids that it prints in decimal
