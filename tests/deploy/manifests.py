@@ -27,7 +27,7 @@ Document = dict[str, Any]
 def render(directory: Path) -> Manifests:
     """Return what ``kubectl kustomize`` makes of a directory."""
     command = [kubectl(), "kustomize", str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # what is deprecated
     return Manifests(list(yaml.load_all(done.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
