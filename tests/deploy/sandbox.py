@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -35,6 +36,9 @@ from tests.deploy.manifests import ROOT, Document, Manifests, Pod
 
 FETCHED = Path(os.environ.get("SKYWARD_ETCD_DEPLOY_TOOLS") or ROOT / ".etcd")
 """What tests/deploy/fetch.sh brought: ``bin`` with etcd, etcdctl and etcdutl, and ``sandbox`` with bwrap."""
+_DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+WORKER_IMAGE = dict(re.findall(r"(\w+)=(\S+)", _DOCKERFILE.partition("\nENV ")[2].partition("\n")[0]))
+"""The variables that the worker's image sets."""
 _HOW = "`make test-deploy` brings it"
 
 
@@ -193,6 +197,8 @@ class Sandbox:
 
     def _start(self, pod: Pod, container: Document, command: list[str] | None) -> Running:
         values = self.manifests.environment(pod, container, ip=self.address(pod.name))
+        if container["image"].rpartition("/")[2].startswith("skyward-etcd-worker"):
+            values = WORKER_IMAGE | values
         values = {name: value.replace("0.0.0.0", self.address(pod.name)) for name, value in values.items()}
         home = self.directory / "pods" / pod.name
         home.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import skyward_etcd as sky
 from tests.deploy.manifests import overlay, with_restoration
-from tests.deploy.sandbox import Sandbox, start, worker_command
+from tests.deploy.sandbox import Sandbox, start, until, worker_command
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,26 @@ def test_workers_of_both_kinds_share_the_work(sandbox: Sandbox) -> None:
         assert (batch.wait(40), service.wait(40)) == (0, 0), batch.said + service.said
         assert cluster.counter("done").value == 12
         assert (batch.said + service.said).count("task ") == 12
+
+
+@pytest.mark.parametrize(("name", "rank"), [("service-1", "rank 1 of 3"), ("batch", "rank 0 of 4")])
+def test_a_worker_knows_its_rank_and_goes_when_it_is_told(sandbox: Sandbox, name: str, rank: str) -> None:
+    if worker_command() is not None:
+        pytest.skip("NO `skyward-etcd run` HERE: the workers' own command did not run")
+    with connected(sandbox) as cluster:
+        cluster.queue("tasks").put("the only one")
+    worker = sandbox.start(name)
+    until(lambda: "the only one" in worker.said or worker.code is not None)
+    worker.signal(signal.SIGTERM)  # while it waits for another
+    assert worker.wait(30) == 143, worker.said
+    assert rank in worker.said
+
+
+def test_a_worker_that_cannot_be_run_says_so_by_its_exit_code(sandbox: Sandbox) -> None:
+    if worker_command() is not None:
+        pytest.skip("NO `skyward-etcd run` HERE: the workers' own command did not run")
+    worker = sandbox.run("batch", command=["skyward-etcd", "run", "worker:no_such_function"])
+    assert worker.code == 2, worker.said
 
 
 def test_a_container_can_do_nothing_but_its_work(sandbox: Sandbox) -> None:
