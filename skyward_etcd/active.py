@@ -157,10 +157,12 @@ def connect(
         secret: signs and checks pickled values; by default from ``SKYWARD_ETCD_SECRET``; without it they are refused.
         user: of etcd's own authentication; by default from ``SKYWARD_ETCD_USER``.
         password: the user's; by default from ``SKYWARD_ETCD_PASSWORD``.
-        tls: ``Tls(ca=…, certificate=…, key=…)`` in PEM, for a cluster that wants it.
+        tls: ``Tls(ca=…, certificate=…, key=…)`` in PEM, for a cluster that wants it; by default from the files that
+            ``SKYWARD_ETCD_TLS_CA``, ``SKYWARD_ETCD_TLS_CERTIFICATE`` and ``SKYWARD_ETCD_TLS_KEY`` name.
 
     Raises:
         NotConnected: there are no endpoints.
+        OSError: a file with a certificate cannot be read.
         PermissionDenied: the cluster does not know the user (on entering the block).
         TypeError, ValueError: what was given is not ``host:port``, or no secret.
         Unavailable: no endpoint answers (on entering the block).
@@ -180,10 +182,18 @@ def connect(
             where,
             namespace=namespace or config.namespace(),
             secret=secret or config.secret(),
-            tls=tls,
+            tls=tls or _tls_of_files(),
             login=Login(who, known) if who and known else None,
         )
     )
+
+
+def _tls_of_files() -> Tls | None:
+    files = config.tls_files()
+    if files is None:
+        return None
+    certificate, key = (path.read_bytes() if path else None for path in (files.certificate, files.key))
+    return Tls(files.ca.read_bytes(), certificate, key)
 
 
 # ---- the active session

@@ -8,6 +8,7 @@ from pathlib import Path
 
 __all__ = [
     "Limits",
+    "TlsFiles",
     "cache_dir",
     "compute_pool",
     "endpoints",
@@ -15,6 +16,7 @@ __all__ = [
     "namespace",
     "password",
     "secret",
+    "tls_files",
     "transport",
     "user",
 ]
@@ -34,6 +36,15 @@ class Limits:
     """How many requests threads, and the tasks of each event loop, have under way before others travel together."""
     value_bytes: int = 1 << 20
     """One encoded value. etcd refuses requests over 1.5 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Where the certificates are: of who signs the members', and our own with its key, if the cluster wants one."""
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
 
 
 def endpoints() -> tuple[str, ...]:
@@ -60,6 +71,12 @@ def user() -> str:
 def password() -> str:
     """``SKYWARD_ETCD_PASSWORD``: the user's."""
     return os.environ.get("SKYWARD_ETCD_PASSWORD", "")
+
+
+def tls_files() -> TlsFiles | None:
+    """``SKYWARD_ETCD_TLS_CA``, ``_CERTIFICATE`` and ``_KEY``: PEM files for a cluster that wants TLS; or None."""
+    ca, certificate, key = (os.environ.get(f"SKYWARD_ETCD_TLS_{part}") for part in ("CA", "CERTIFICATE", "KEY"))
+    return TlsFiles(Path(ca), Path(certificate) if certificate else None, Path(key) if key else None) if ca else None
 
 
 def transport() -> str:
