@@ -9,6 +9,7 @@ listens on 0.0.0.0 listens on the pod's own address.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -319,10 +320,11 @@ def ready(sandbox: Sandbox, *members: str) -> None:
     until(lambda: all(sandbox.probe(name, "readinessProbe") == 200 for name in members))
 
 
+@functools.cache
 def worker_command() -> list[str] | None:
     """Return what a worker runs instead of its own command, as long as there is no ``skyward-etcd run``."""
     command: list[str | Path] = [Path(sys.executable).with_name("skyward-etcd"), "run", "--help"]
-    there = subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+    there = subprocess.run(command, capture_output=True, timeout=55, check=False).returncode == 0
     return None if there else [sys.executable, "/app/worker.py"]
 
 

@@ -37,22 +37,6 @@ def test_a_restoration_of_another_size_is_found() -> None:
     assert list(mismatches(restoration("production"), overlay("spot")))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda manifests: manifests.documents.remove(next(manifests.of("ConfigMap"))), "no ConfigMap restore-etcd"),
-        (
-            lambda manifests: manifests.documents.remove(manifests.get("Job", "restore-etcd-1")),
-            "the restoration writes",
-        ),
-    ],
-)
-def test_a_fault_of_a_restoration_is_found(spoil: Spoil, said: str) -> None:
-    manifests = restoration("production")
-    spoil(manifests)
-    assert said in str(list(mismatches(manifests, overlay("production"))))
-
-
 @pytest.mark.parametrize("image", ["etcd", "skyward-etcd-tools", "skyward-etcd-worker"])
 def test_an_image_is_set_in_one_place_by_tag_and_digest(image: str, tmp_path: Path) -> None:
     digest = f"sha256:{'0123456789abcdef' * 4}"
@@ -275,3 +259,19 @@ def test_a_planted_fault_is_found(name: str, spoil: Spoil, said: str) -> None:
     manifests = overlay(name)
     spoil(manifests)
     assert any(said in fault for fault in faults(manifests)), faults(manifests)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (drop("Job", "restore-etcd-1"), "the restoration writes"),
+        (put("Job", "restore-etcd-0", *POD, "volumes", "scripts", "configMap", "name", to="none"), "no ConfigMap none"),
+        (put("Job", "restore-etcd-0", *POD, "serviceAccountName", to="nobody"), "no ServiceAccount nobody"),
+        (variable("Job", "restore-etcd-2", (*POD, "containers", "restore"), "MEMBER", "etcd-0"), "makes etcd-0 of"),
+        (variable("Job", "restore-etcd-2", (*POD, "containers", "restore"), "DATA", "/data"), "writes to /data"),
+    ],
+)
+def test_a_fault_of_a_restoration_is_found(spoil: Spoil, said: str) -> None:
+    manifests = restoration("production")
+    spoil(manifests)
+    assert said in str(list(mismatches(manifests, overlay("production"))))
