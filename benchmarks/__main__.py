@@ -34,7 +34,7 @@ def main(*, quick: bool, only: tuple[str, ...], only_list: bool, write: bool) ->
         for target in targets:
             click.echo(f"{target.name:24} {target.asks}: {target.goal or 'for information'}")
         for curve in curves:
-            click.echo(f"{curve.name:24} {curve.asks}, over the number of processes")
+            click.echo(f"{curve.name:24} {curve.asks}, over {curve.scale.over}")
         return
     failed = _measure(targets, curves, quick=quick, write=write)
     sys.exit(1 if failed else 0)
@@ -52,6 +52,7 @@ def _measure(targets: Sequence[Target], curves: Sequence[Curve], *, quick: bool,
         results = [run.result(target) for target in targets]
         points = [point for curve in curves for point in run.points(curve)]
     output.show_curves(console, points)
+    output.show_peers(console, results)
     output.show_targets(console, results)
     console.print(f"{run.seconds:.0f} s; {about}", highlight=False)
     if write:
@@ -83,10 +84,10 @@ class _Run:
         return Result(target, contest, target.figure(contest), note="; ".join(filter(None, notes)))
 
     def points(self, curve: Curve) -> Iterator[Point]:
-        for workers in (1, 4) if self._bench.quick else (1, 2, 4, 8):
-            contest = self._take(f"{curve.asks}, {workers} processes", Measure(curve.measure, (workers,)))
+        for at in curve.scale.quick_points if self._bench.quick else curve.scale.points:
+            contest = self._take(f"{curve.asks}, {at:,} {curve.scale.over}", Measure(curve.measure, (at,)))
             if not isinstance(contest, str):
-                yield Point(curve, workers, contest)
+                yield Point(curve, at, contest)
 
     def _take(self, title: str, measure: Measure) -> Contest | str:
         """Return the contest, or why there is none."""
@@ -95,6 +96,8 @@ class _Run:
         is_new = not self._bench.has_taken(measure)
         try:
             contest = self._bench.take(measure)
+        except FileNotFoundError as missing:
+            return str(missing)
         except Exception as error:  # noqa: BLE001 - said in the table, and by the exit code
             self.failed = True
             self._console.print_exception()

@@ -14,7 +14,7 @@ from skyward_etcd.wire import methods
 from skyward_etcd.wire.client import Wire
 from skyward_etcd.wire.methods import Method, Reply, Request
 
-__all__ = ["OurWire", "Rpcs", "Stub", "absent", "delete", "end_of", "kv_requests", "modified_at", "put"]
+__all__ = ["OurWire", "Rpcs", "Stub", "absent", "cpu_seconds", "delete", "end_of", "kv_requests", "modified_at", "put"]
 
 
 class Rpcs:
@@ -129,10 +129,18 @@ def kv_requests(endpoints: Sequence[str]) -> int:
     From etcd's own metrics: so it does not matter which process, thread or layer asked. Leases, watches and questions
     about a member's health are not in it.
     """
+    handled = "grpc_server_handled_total{"
+    return round(_total(endpoints, lambda line: line.startswith(handled) and 'grpc_service="etcdserverpb.KV"' in line))
+
+
+def cpu_seconds(endpoints: Sequence[str]) -> float:
+    """Return how much CPU the members have used since they started, all together: from their own metrics too."""
+    return _total(endpoints, lambda line: line.startswith("process_cpu_seconds_total "))
+
+
+def _total(endpoints: Sequence[str], counts: Callable[[str], bool]) -> float:
     total = 0.0
     for endpoint in endpoints:
         with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=10) as page:
-            for line in page.read().decode().splitlines():
-                if line.startswith("grpc_server_handled_total{") and 'grpc_service="etcdserverpb.KV"' in line:
-                    total += float(line.rpartition(" ")[2])
-    return round(total)
+            total += sum(float(line.rpartition(" ")[2]) for line in page.read().decode().splitlines() if counts(line))
+    return total

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import multiprocessing
 import statistics
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -29,11 +31,14 @@ __all__ = [
     "merged",
     "percentile",
     "ratio",
+    "serve",
     "timed",
     "timed_threads",
 ]
 
 T = TypeVar("T")
+
+_ROOT = Path(__file__).parent.parent
 
 _START_IN_S = 0.03
 """How long before the common start the workers are told of it: longer than a message takes to all of them."""
@@ -54,6 +59,8 @@ class Timing:
     """What went through, if that is not one an operation."""
     counted: float = math.nan
     """What else was counted; the measurement says what."""
+    members_cpu: float = math.nan
+    """Seconds of the etcd members' CPU, all together."""
 
     @property
     def seconds(self) -> float:
@@ -96,6 +103,11 @@ class Series:
     def cpu_each(self) -> float:
         """Seconds of CPU an operation."""
         return statistics.median(timing.cpu_each for timing in self.timings)
+
+    @property
+    def members_cpu_each(self) -> float:
+        """Seconds of the members' CPU an operation."""
+        return statistics.median(ratio(timing.members_cpu, len(timing.latencies)) for timing in self.timings)
 
     @property
     def seconds(self) -> float:
@@ -192,11 +204,14 @@ be picklable: a function of a module, or a `functools.partial` of one."""
 
 
 class Fleet:
-    """Worker processes, started when they are first needed, by spawn, so that none inherits anything; for ``with``."""
+    """Worker processes, started when they are first needed, each an interpreter of its own; for ``with``.
 
-    def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._workers: list[tuple[SpawnProcess, Connection]] = []
+    ``python`` may be that of another environment: then what they are sent imports only what is to be had there.
+    """
+
+    def __init__(self, python: str = sys.executable) -> None:
+        self._python = python
+        self._workers: list[tuple[subprocess.Popen[bytes], Connection]] = []
 
     def run(self, job: Job[T], workers: int) -> list[T]:
         """Let ``workers`` processes prepare the job, then do it all from the same moment on.
@@ -223,9 +238,12 @@ class Fleet:
         return [_received(pipe) for pipe in pipes]
 
     def _start(self) -> None:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs, len(self._workers)), daemon=True)
-        process.start()
+        ours, theirs = multiprocessing.Pipe()
+        process = subprocess.Popen(
+            [self._python, "-m", "benchmarks.worker", str(theirs.fileno()), str(len(self._workers))],
+            pass_fds=[theirs.fileno()],
+            cwd=_ROOT,
+        )
         theirs.close()
         self._workers.append((process, ours))
 
@@ -233,7 +251,7 @@ class Fleet:
         """End all workers; what they had at etcd ends with the cluster."""
         for process, pipe in self._workers:
             process.kill()
-            process.join()
+            process.wait()
             pipe.close()
         self._workers.clear()
 
@@ -258,7 +276,7 @@ def _received(pipe: Connection) -> Any:
     return answer
 
 
-def _serve(pipe: Connection, number: int) -> None:
+def serve(pipe: Connection, number: int) -> None:
     """Do what comes through the pipe, until we are killed or our owner is no more: the life of a worker."""
     while True:
         try:

@@ -11,7 +11,7 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import skyward_etcd as sky
-from benchmarks.bare import OurWire, Rpcs, Stub, absent, delete, end_of, kv_requests, put
+from benchmarks.bare import OurWire, Rpcs, Stub, absent, cpu_seconds, delete, end_of, kv_requests, put
 from benchmarks.harness import Contest, Fleet, Job, Timing, interleaved, merged, timed, timed_threads
 from benchmarks.textbook import TextbookCounter, TextbookMutex, TextbookQueue
 from skyward_etcd.cluster.bootstrap import LocalCluster
@@ -94,6 +94,17 @@ class Bench:
             self._clusters[members] = self._open.enter_context(LocalCluster(members))
         return tuple(self._clusters[members].endpoints)
 
+    def in_turn(self, contestants: Mapping[str, Callable[[], Timing]]) -> Contest:
+        """Let each run in turn, and note what that costs the members."""
+        return interleaved({name: partial(self.priced, run) for name, run in contestants.items()}, self.repeats)
+
+    def priced(self, run: Callable[[], Timing]) -> Timing:
+        """Run something, and note what it costs the members."""
+        running = [endpoint for cluster in self._clusters.values() for endpoint in cluster.endpoints]
+        before = cpu_seconds(running)
+        timing = run()
+        return replace(timing, members_cpu=cpu_seconds(running) - before)
+
     def session(self, members: int = 3) -> sky.Connection:
         """Return this process's session there."""
         return session(self.endpoints(members))
@@ -158,7 +169,8 @@ def _one_thread(bench: Bench, ours: Operation, bare: Callable[[Rpcs], Operation]
         for operation in operations.values():
             timed(operation, 20)  # the first use of a name asks more
         times = bench.pick(300, 100)
-        return interleaved({name: partial(timed, each, times) for name, each in operations.items()}, bench.pick(21, 11))
+        runs = {name: partial(bench.priced, partial(timed, each, times)) for name, each in operations.items()}
+        return interleaved(runs, bench.pick(21, 9))
 
 
 def dict_read(bench: Bench, consistency: sky.Consistency) -> Contest:
@@ -186,6 +198,49 @@ def dict_write(bench: Bench) -> Contest:
         return lambda: rpcs.put(pb.PutRequest(key=key, value=VALUE.encode()))
 
     return _one_thread(bench, lambda: entries.set("key", VALUE), bare)
+
+
+def _read_beside(bench: Bench, members: int, value: str) -> Contest:
+    """A strong read of one entry, beside a Range."""
+    entries, key = bench.session(members).dict(bench.fresh(), consistency="strong"), f"/stub/{bench.fresh()}".encode()
+    entries["key"] = value
+    bench.stub(members).put(pb.PutRequest(key=key, value=value.encode()))
+    bare = partial(bench.stub(members).range, pb.RangeRequest(key=key))
+    return _in_turn(bench, {"ours": partial(entries.get, "key"), "stub": bare})
+
+
+def _write_beside(bench: Bench, members: int, value: str) -> Contest:
+    """A write of one entry, beside a Put."""
+    entries, key = bench.session(members).dict(bench.fresh()), f"/stub/{bench.fresh()}".encode()
+    bare = partial(bench.stub(members).put, pb.PutRequest(key=key, value=value.encode()))
+    return _in_turn(bench, {"ours": partial(entries.set, "key", value), "stub": bare})
+
+
+def _in_turn(bench: Bench, operations: dict[str, Operation]) -> Contest:
+    for operation in operations.values():
+        timed(operation, 5)
+    times = bench.pick(100, 30)
+    return bench.in_turn({name: partial(timed, each, times) for name, each in operations.items()})
+
+
+def read_of_members(bench: Bench, members: int) -> Contest:
+    """Strong reads, with so many members."""
+    return _read_beside(bench, members, VALUE)
+
+
+def write_to_members(bench: Bench, members: int) -> Contest:
+    """Writes, with so many members."""
+    return _write_beside(bench, members, VALUE)
+
+
+def read_of_bytes(bench: Bench, size: int) -> Contest:
+    """Strong reads of a value of so many bytes, with three members."""
+    return _read_beside(bench, 3, "x" * size)
+
+
+def write_of_bytes(bench: Bench, size: int) -> Contest:
+    """Writes of a value of so many bytes, with three members."""
+    return _write_beside(bench, 3, "x" * size)
 
 
 def set_add(bench: Bench) -> Contest:
@@ -232,10 +287,9 @@ def _side_by_side(bench: Bench, workers: int, makers: dict[str, Callable[[Endpoi
     """Let each contestant's workers do their operation for the same time, on a name that is new each time."""
 
     def run(make: Maker) -> Timing:
-        job = partial(loop, make, bench.task(), None, bench.window_s)
-        return merged(bench.fleet.run(job, workers))
+        return merged(bench.fleet.run(partial(loop, make, bench.task(), None, bench.window_s), workers))
 
-    return interleaved({name: partial(run, make) for name, make in makers.items()}, bench.repeats)
+    return bench.in_turn({name: partial(run, make) for name, make in makers.items()})
 
 
 def ours_increment(where: Endpoints, name: str, _: int) -> Operation:
@@ -317,7 +371,7 @@ def queue_get(bench: Bench, workers: int) -> Contest:
         task = bench.task()
         fill(task.name)
         before = kv_requests(bench.endpoints())
-        timing = merged(bench.fleet.run(partial(loop, make, task, times, 60.0), workers))
+        timing = bench.priced(lambda: merged(bench.fleet.run(partial(loop, make, task, times, 60.0), workers)))
         return replace(timing, counted=(kv_requests(bench.endpoints()) - before) / len(timing.latencies))
 
     def fill_ours(name: str) -> None:
@@ -372,13 +426,12 @@ def counter_threads(bench: Bench, threads: int) -> Contest:
     def run(job: Callable[..., Callable[[], Timing]]) -> Timing:
         return bench.fleet.run(partial(job, bench.task(), threads, bench.window_s), 1)[0]
 
-    return interleaved(
+    return bench.in_turn(
         {
             "ours": partial(run, ours_merged),
             "textbook": partial(run, partial(bare_merged, textbook_increment)),
             "stub": partial(run, partial(bare_merged, stub_write)),
-        },
-        bench.repeats,
+        }
     )
 
 
@@ -401,6 +454,11 @@ def queue_length(bench: Bench, full: int, quick: int) -> Contest:
         },
         bench.repeats,
     )
+
+
+def queue_get_at(bench: Bench, waiting: int) -> Contest:
+    """Get from a queue in which so many items wait."""
+    return queue_length(bench, waiting, waiting)
 
 
 def queue_textbook(bench: Bench, waiting: int) -> Contest:
@@ -445,13 +503,12 @@ def queue_many(bench: Bench) -> Contest:
 
     items.put_many([VALUE] * many)
     get_many()
-    return interleaved(
+    return bench.in_turn(
         {
             "put_many": partial(run, partial(items.put_many, [VALUE] * many)),
             "get_many": partial(run, get_many),
             "stub": partial(run, stub_many),
-        },
-        bench.repeats,
+        }
     )
 
 
@@ -685,6 +742,12 @@ def barrier(bench: Bench, processes: int, threads: int) -> Contest:
     )
 
 
+def barrier_of(bench: Bench, participants: int) -> Contest:
+    """Let so many meet: threads of two to eight processes."""
+    processes = min(8, participants)
+    return barrier(bench, processes, participants // processes)
+
+
 # ---- many entries
 
 
@@ -722,4 +785,4 @@ def dict_items(bench: Bench, count: int) -> Contest:
             page = bench.stub().range(pb.RangeRequest(key=start, range_end=end_of(prefix), limit=10_000))
             start, more = page.kvs[-1].key + b"\0", page.more
 
-    return interleaved({"ours": partial(timed, ours, 1), "stub": partial(timed, bare, 1)}, bench.repeats)
+    return bench.in_turn({"ours": partial(timed, ours, 1), "stub": partial(timed, bare, 1)})

@@ -55,7 +55,7 @@ def threads(bench: Bench, many: int) -> Contest:
     def run(make: Callable[[Endpoints, str], Operation]) -> Timing:
         return bench.fleet.run(partial(_threads, make, bench.task(), many, bench.window_s), 1)[0]
 
-    return interleaved({name: partial(run, make) for name, make in _OF_THREADS.items()}, bench.repeats)
+    return bench.in_turn({name: partial(run, make) for name, make in _OF_THREADS.items()})
 
 
 def _threads(
@@ -119,7 +119,7 @@ def tasks(bench: Bench, many: int) -> Contest:
         seconds = 4 * bench.window_s  # a call of one in a thousand takes a while
         return bench.fleet.run(partial(_tasks, contestant, bench.task(), many, seconds), 1)[0]
 
-    return interleaved({name: partial(run, name) for name in ("ours", "alone", "stub")}, bench.repeats)
+    return bench.in_turn({name: partial(run, name) for name in ("ours", "alone", "stub")})
 
 
 def _tasks(contestant: str, task: Task, many: int, seconds: float, _: int) -> Callable[[], Timing]:

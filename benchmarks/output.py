@@ -19,11 +19,14 @@ from rich.table import Table
 
 from benchmarks.harness import Contest, Series
 from benchmarks.targets import Point, Result
+from benchmarks.versus import pairs
 from skyward_etcd.cluster import binary
 
-__all__ = ["RESULTS", "About", "show_contest", "show_curves", "show_targets", "wide_console", "write"]
+__all__ = ["RESULTS", "About", "show_contest", "show_curves", "show_peers", "show_targets", "wide_console", "write"]
 
 RESULTS = Path(__file__).with_name("results")
+
+_WIDEST = len("dict write, 4: skyward-0.10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def show_contest(console: Console, title: str, contest: Contest) -> None:
     """Print a measurement's contestants in one line each."""
     console.print(escape(title), style="bold", highlight=False)
     for name, series in contest.items():
-        console.print(f"  {name:17}{_line(series)}", highlight=False, soft_wrap=True)
+        console.print(f"  {name:{_WIDEST}} {_line(series)}", highlight=False, soft_wrap=True)
 
 
 def show_targets(console: Console, results: Sequence[Result]) -> None:
@@ -82,8 +85,10 @@ def show_targets(console: Console, results: Sequence[Result]) -> None:
         goal = result.target.goal
         unit = "×" if goal is None or goal.unit.startswith("×") else goal.unit
         figure = "–" if result.why_not else f"{_number(result.figure)} {unit}"
-        remark = f"not measured: {result.why_not}" if result.why_not else result.note
-        what = escape(result.target.asks) + (f"\n[dim]{escape(remark)}[/dim]" if remark else "")
+        remarks = [f"not measured: {result.why_not}" if result.why_not else result.note]
+        if result.met is False:
+            remarks += [result.target.why, _profile(result.contest)]
+        what = escape(result.target.asks) + "".join(f"\n[dim]{escape(each)}[/dim]" for each in remarks if each)
         table.add_row(result.target.name, what, figure, str(goal or "–"), verdict)
     console.print(table)
     met = [result.met for result in results]
@@ -91,14 +96,29 @@ def show_targets(console: Console, results: Sequence[Result]) -> None:
 
 
 def show_curves(console: Console, points: Sequence[Point]) -> None:
-    """Print the aggregate rates, a line for each curve and number of workers."""
+    """Print how the costs grow, a line for each place of each curve."""
     if not points:
         return
-    table = Table("operation", "processes", "ours, /s", "stub, /s", "ours / stub", "textbook, /s", title="Rates")
+    columns = ("ours, /s", "stub, /s", "ours / stub", "textbook, /s", "ours, p50", "stub, p50")
+    table = Table("what", "of", *columns, title="Curves")
     for point in points:
         ours, stub, textbook = (_rate(point.contest, name) for name in ("ours", "stub", "textbook"))
-        cells = (ours, stub, ours / stub, textbook)
-        table.add_row(point.curve.name, str(point.workers), *("–" if math.isnan(c) else _number(c) for c in cells))
+        times = (f"{point.contest[name].p50 * 1e3:.3f} ms" for name in ("ours", "stub"))
+        rates = ("–" if math.isnan(rate) else _number(rate) for rate in (ours, stub, ours / stub, textbook))
+        table.add_row(point.curve.name, f"{point.at:,} {point.curve.scale.over}", *rates, *times)
+    console.print(table)
+
+
+def show_peers(console: Console, results: Sequence[Result]) -> None:
+    """Print what stands beside each peer, a line for each operation and number of processes."""
+    rows = [pair for result in results for pair in pairs(result.contest)]
+    if not rows:
+        return
+    table = Table("peer", "operation, processes", "ours, /s", "its, /s", "ours / its", title="Peers")
+    for pair in rows:
+        better = "green" if pair.ratio >= 1 else "red"
+        ratio = f"[{better}]{_number(pair.ratio)}[/{better}]"
+        table.add_row(pair.peer, pair.row, _number(pair.ours.rate), _number(pair.theirs.rate), ratio)
     console.print(table)
 
 
@@ -112,11 +132,22 @@ def write(about: About, results: Sequence[Result], points: Sequence[Point]) -> l
     return [data, plot]
 
 
+def _profile(contest: Contest) -> str:
+    """Say what an operation costs whom; nothing of what was not measured."""
+    costs = [
+        f"{name} {each.cpu_each * 1e6:.0f} + {each.members_cpu_each * 1e6:.0f}"
+        for name, each in contest.items()
+        if not math.isnan(each.cpu_each + each.members_cpu_each)
+    ]
+    return f"µs of CPU an operation, the caller's + the members': {', '.join(costs)}" if costs else ""
+
+
 def _line(series: Series) -> str:
     parts = [f"p50 {series.p50 * 1e3:8.3f} ms  p99 {series.p99 * 1e3:8.3f} ms"]
     for figure, text in (
         (series.rate, f"{_number(series.rate):>8}/s"),
         (series.cpu_each, f"CPU {series.cpu_each * 1e6:6.0f} µs"),
+        (series.members_cpu_each, f"the members' {series.members_cpu_each * 1e6:.0f} µs"),
         (series.operations, f"n={series.operations}"),
         (series.counted, f"counted {_number(series.counted)}"),
     ):
@@ -149,7 +180,12 @@ def _as_json(about: About, results: Sequence[Result], points: Sequence[Point]) -
             for result in results
         ],
         "curves": [
-            {"name": point.curve.name, "workers": point.workers, "contestants": _contestants(point.contest)}
+            {
+                "name": point.curve.name,
+                "over": point.curve.scale.over,
+                "at": point.at,
+                "contestants": _contestants(point.contest),
+            }
             for point in points
         ],
     }
@@ -162,6 +198,7 @@ def _contestants(contest: Contest) -> Mapping[str, Mapping[str, float | None]]:
             "p99_s": _or_none(series.p99),
             "rate_per_s": _or_none(series.rate),
             "cpu_s": _or_none(series.cpu_each),
+            "members_cpu_s": _or_none(series.members_cpu_each),
             "counted": _or_none(series.counted),
             "operations": series.operations,
             "repeats": len(series.timings),
@@ -175,18 +212,22 @@ def _or_none(value: float) -> float | None:
 
 
 def _plot(path: Path, about: About, results: Sequence[Result], points: Sequence[Point]) -> None:
-    """Draw how far each target is from its goal, and the rates over the number of workers."""
+    """Draw how far each target is from its goal, and the curves, those over the same thing together."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # it writes a file: no display is needed
     from matplotlib import pyplot as plt
 
     draw: Any = plt  # its types are partial
-    curves = list(dict.fromkeys(point.curve.name for point in points))
-    figure, axes = draw.subplots(1, 1 + bool(curves), figsize=(9 + 6 * bool(curves), 9), squeeze=False)
-    _draw_targets(axes[0][0], results)
-    if curves:
-        _draw_curves(axes[0][1], points, curves)
+    kinds = list(dict.fromkeys(point.curve.scale.over for point in points))
+    columns = math.ceil(len(kinds) / 2)
+    figure = draw.figure(figsize=(9 + 5 * columns, 10))
+    grid = figure.add_gridspec(2, 2 + columns)
+    _draw_targets(figure.add_subplot(grid[:, :2]), results)
+    for place, over in enumerate(kinds):
+        axis = figure.add_subplot(grid[place % 2, 2 + place // 2])
+        _draw_curves(axis, [point for point in points if point.curve.scale.over == over])
+        axis.set_xlabel(over)
     figure.suptitle(str(about), fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -209,17 +250,21 @@ def _draw_targets(axis: Any, results: Sequence[Result]) -> None:
     axis.set_xlabel("times better than the goal")
 
 
-def _draw_curves(axis: Any, points: Sequence[Point], curves: Sequence[str]) -> None:
-    for colour, name in enumerate(curves):
+def _draw_curves(axis: Any, points: Sequence[Point]) -> None:
+    """Draw rates where there are any, and else how long half of the operations took."""
+    for colour, name in enumerate(dict.fromkeys(point.curve.name for point in points)):
         mine = [point for point in points if point.curve.name == name]
         for contestant, style in (("ours", "-"), ("stub", ":"), ("textbook", "--")):
             there = [point for point in mine if contestant in point.contest]
+            figures = [_per_second(each.contest[contestant]) for each in there]
+            axis.plot([each.at for each in there], figures, style, color=f"C{colour}", marker="o")
             if there:
-                workers, rates = [each.workers for each in there], [_rate(each.contest, contestant) for each in there]
-                axis.plot(workers, rates, style, color=f"C{colour}", marker="o", label=f"{name}, {contestant}")
-    axis.set_xscale("log", base=2)
+                axis.lines[-1].set_label(f"{name}, {contestant}")
+    axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel("worker processes")
-    axis.set_ylabel("operations a second, together")
-    axis.legend(fontsize=7)
+    axis.set_ylabel("operations a second, of all together")
+    axis.legend(fontsize=6)
+
+
+def _per_second(series: Series) -> float:
+    return 1 / series.p50 if math.isnan(series.rate) else series.rate

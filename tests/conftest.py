@@ -9,9 +9,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
-TIERS = ("integration", "faults", "interop", "examples")
+hypothesis.settings.register_profile("no deadline", deadline=None)  # this machine may have other work to do
+hypothesis.settings.load_profile("no deadline")
+
+TIERS = ("integration", "faults", "interop", "examples", "deploy")
 """Folders of tests that are markers too, so that ``-m integration`` means the folder wherever it is asked."""
 
 MARK = "SKYWARD_ETCD_TEST_RUN"

@@ -26,6 +26,7 @@ from skyward_etcd.errors import PoolError
 
 __all__ = [
     "LocalCluster",
+    "check_size",
     "claim",
     "drop_plan",
     "free_ports",
@@ -65,8 +66,7 @@ def plan(members: int, directory: Path, *, durable: bool = False) -> list[Member
         ValueError: the number of members is even or less than 1.
         PoolError: the directory holds a cluster of another size.
     """
-    if members < 1 or members % 2 == 0:
-        raise ValueError(f"a cluster has 1, 3 or 5 members, not {members}: an even one is less safe, not more")
+    check_size(members)
     if durable and (kept := _load(directory)):
         if len(kept) != members:
             raise PoolError(f"{directory} holds a cluster of {len(kept)} members, not {members}")
@@ -81,6 +81,16 @@ def plan(members: int, directory: Path, *, durable: bool = False) -> list[Member
     if durable:
         _save(directory, specs)
     return specs
+
+
+def check_size(members: int) -> None:
+    """Make sure that a cluster may have so many members.
+
+    Raises:
+        ValueError: the number is even or less than 1.
+    """
+    if members < 1 or members % 2 == 0:
+        raise ValueError(f"a cluster has 1, 3 or 5 members, not {members}: an even one is less safe, not more")
 
 
 def newcomer(name: str, directory: Path, token: str) -> MemberSpec:

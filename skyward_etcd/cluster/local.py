@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from skyward_etcd.cluster import binary
-from skyward_etcd.cluster.bootstrap import LocalCluster, claim, has_plan, planned
+from skyward_etcd.cluster.bootstrap import LocalCluster, check_size, claim, has_plan, planned
 from skyward_etcd.cluster.member import Member
 from skyward_etcd.errors import PoolError, SkywardEtcdError
 
@@ -55,6 +55,7 @@ def up(
         PoolError: it could not be started, or one of another size runs there.
         ValueError: a cluster cannot have so many members.
     """
+    check_size(members)
     there = running(directory)
     if there is not None:
         if len(there.endpoints) != members:

@@ -48,7 +48,7 @@ class Barrier(Collection):
     def wait(self, timeout: float | None = None) -> int:
         """Wait until ``n`` callers wait; return a number from 0 to n - 1 that is different for each of them.
 
-        One round trip, three for the last to arrive, and a wake-up. ``timeout`` in seconds; ``None``: for ever.
+        One round trip, two for the last to arrive, and a wake-up. ``timeout`` in seconds; ``None``: for ever.
 
         Raises:
             BrokenBarrier: a participant timed out (this one included), left, or died.
@@ -102,9 +102,8 @@ class Barrier(Collection):
                 while True:
                     gate = None
                     gate, rank = yield from self._arrive()
-                    if rank == self.n - 1:
-                        yield from self._open(gate)
-                    yield from self._pass(gate, rank, deadline, moves, deaths)
+                    now = (yield from self._open(gate)) if rank == self.n - 1 else gate
+                    yield from self._pass(gate, now, deadline, moves, deaths)
                     if rank < self.n:
                         return rank
                     # Others completed that generation without us: we belong to the next.
@@ -188,10 +187,9 @@ class Barrier(Collection):
         yield from self._break(gate)
 
     def _pass(
-        self, gate: _Gate, rank: int, deadline: float | None, moves: Watching, deaths: Watching
+        self, gate: _Gate, now: _Gate, deadline: float | None, moves: Watching, deaths: Watching
     ) -> Operation[None]:
         """Wait until the gate has moved beyond this generation; break it when somebody dies or the time is over."""
-        now = (yield from self._read_gate()) if rank == self.n - 1 else gate
         in_time = True
         while now.generation <= gate.generation:
             in_time = yield Await(deadline, (moves, deaths))
@@ -221,12 +219,21 @@ class Barrier(Collection):
                     return True  # it cannot be told any more
         return False
 
-    def _open(self, gate: _Gate) -> Operation[None]:
-        """Let the generation pass, if all who arrived still live. Sent twice, it does nothing the second time."""
+    def _open(self, gate: _Gate) -> Operation[_Gate]:
+        """Let the generation pass, if all who arrived still live, and return the gate as it is then.
+
+        Sent twice, it does nothing the second time.
+        """
         compares = [gate.is_unmoved(self._gate_key)]
         if self.n <= _MOST_COMPARED:
             compares += [kv.present(arrival) for arrival in gate.arrivals]
-        yield from txn_repeatable(kv.txn(compares, self._moving(gate, _Gate(gate.generation + 1, gate.broken))))
+        opened = _Gate(gate.generation + 1, gate.broken)
+        request = kv.txn(compares, self._moving(gate, opened), (kv.get(self._gate_key),))
+        reply = yield from txn_repeatable(request)
+        revision = reply.header.revision
+        if reply.succeeded:
+            return self._remember(replace(opened, mod_revision=revision, read_at=revision))
+        return self._found(reply.responses[0].response_range.kvs, revision)
 
     def _break(self, gate: _Gate) -> Operation[None]:
         """Move the gate on as broken, if it has not moved. Sent twice, it does nothing the second time."""
@@ -269,8 +276,11 @@ class Barrier(Collection):
 
     def _read_gate(self) -> Operation[_Gate]:
         reply = yield from range_(kv.read(self._gate_key), seen=0)
-        gate = _Gate.read(reply.kvs[0]) if reply.kvs else _Gate(0)
-        return self._remember(replace(gate, read_at=reply.header.revision))
+        return self._found(reply.kvs, reply.header.revision)
+
+    def _found(self, found: Sequence[kv.KeyValue], revision: int) -> _Gate:
+        gate = _Gate.read(found[0]) if found else _Gate(0)
+        return self._remember(replace(gate, read_at=revision))
 
     def _newest(self, events: Sequence[kv.Event]) -> _Gate | None:
         puts = [event.kv for event in events if not kv.is_delete(event)]

@@ -137,9 +137,9 @@ class Front:
                     return None
             choices, singles = self._choices(view, n)
             is_plain = not memory.has_claims  # what is not claimed is compared once for all then
-            looks = () if is_plain else self._looks(view.page)
+            looks = self._looks_ahead(view, max(singles, len(choices[0]))) if is_plain else self._looks(view.page)
             alternatives = [
-                self._acting(keys, act, view, looks if number else (), is_plain=is_plain)
+                self._acting(keys, act, view, looks if is_plain or number else (), is_plain=is_plain)
                 for number, keys in enumerate(choices)
             ]
             outcome = yield from prove(
@@ -154,21 +154,20 @@ class Front:
                 memory.has_claims = memory.has_claims or outcome.is_refused
                 memory.view = memory.view.afresh()
                 continue
-            longest = _LONGEST_PLAIN_CHAIN if is_plain else _LONGEST_CHAIN
-            if outcome.taken is None:
-                yield from self._pass_over(choices[-singles:], (), outcome, outcome.responses or ())
-                memory.chain = longest
-                continue
-            picked = choices[outcome.taken]
-            memory.hinted = max(memory.hinted, view.first)
+            picked = () if outcome.taken is None else choices[outcome.taken]
             passed = choices[len(choices) - singles : outcome.taken]
-            seen = outcome.responses[-len(looks) :] if looks and outcome.taken and outcome.responses is not None else ()
             if outcome.responses is None:
                 memory.view = memory.view.afresh()  # who holds what was passed over is not known
             else:
-                yield from self._pass_over(passed, picked, outcome, seen, identity)
-            memory.chain = min(longest, 2 * len(passed) + 2)
-            return picked, outcome
+                seen = outcome.responses[-len(looks) :] if looks and (is_plain or outcome.taken != 0) else ()
+                yield from self._pass_over(passed, picked, outcome, () if is_plain else seen, identity)
+                if is_plain and seen and not memory.has_claims:
+                    self._see_ahead(view, outcome.revision, seen[0].response_range.kvs)
+            longest = _LONGEST_PLAIN_CHAIN if is_plain else _LONGEST_CHAIN
+            memory.chain = min(longest, 2 * len(passed) + 2) if picked else longest
+            if picked:
+                memory.hinted = max(memory.hinted, view.first)
+                return picked, outcome
 
     def pick_fresh(
         self, item: kv.KeyValue, act: Act, *, undo: Undo, identity: Identity | None = None
@@ -214,8 +213,12 @@ class Front:
         return Alternative(compares, (*act(keys, not is_plain), *hint, *looks))
 
     def _unclaimed(self, page: int) -> Sequence[kv.Compare]:
-        """Where nothing was claimed so far: nothing has been since either."""
-        return _none(self._places.claims(page)), _none(self._places.deliveries(page))
+        """Where nothing was claimed so far: nothing has been since either, here and where we look ahead."""
+        places, end = self._places, page + _LOOK_AHEAD
+        return (
+            kv.all_absent(places.claims(page), places.claims(end)),
+            kv.all_absent(places.deliveries(page), places.deliveries(end)),
+        )
 
     def _guard(self, view: View) -> Sequence[kv.Compare]:
         """What must hold for the view to be true still: nobody has given back what is before the candidates."""
@@ -226,6 +229,17 @@ class Front:
         living = sorted(view.holders)[:_MOST_HOLDERS]
         sessions = [kv.present(self._mind.layout.session(holder)) for holder in living]
         return [kv.unmoved_since(self._places.returns, view.since), *sessions]
+
+    def _looks_ahead(self, view: View, tried: int) -> Sequence[kv.Op]:
+        """Where all candidates are tried at once, what there is afterwards is asked for in the same round trip."""
+        if len(view.candidates) > tried:
+            return ()
+        return (kv.get(self._places.items(view.page), self._places.items(view.page + _LOOK_AHEAD), keys_only=True),)
+
+    def _see_ahead(self, view: View, revision: int, items: Sequence[kv.KeyValue]) -> None:
+        found = self._advanced(view, _Look(revision, items), items)
+        if found.candidates:
+            self._memory().view = found
 
     def _looks(self, page: int) -> Sequence[kv.Op]:
         claims, deliveries = self._places.claims(page), self._places.deliveries(page)
@@ -247,7 +261,7 @@ class Front:
         claims = seen[0].response_range.kvs if seen else ()
         claimed = {claim.key for claim in claims}
         holders = _holders(claims)
-        if identity is not None:  # what was picked, was claimed
+        if identity is not None and picked:  # and so claimed
             holders |= {identity.id}
         memory.has_claims = memory.has_claims or bool(holders)
         last = picked[-1] if picked else passed[-1][-1]
@@ -384,10 +398,6 @@ class Front:
 def _holders(claims: Iterable[kv.KeyValue]) -> frozenset[str]:
     """Return the sessions on whose leases the claims are."""
     return frozenset(f"{claim.lease:016x}" for claim in claims)
-
-
-def _none(prefix: bytes) -> kv.Compare:
-    return kv.all_absent(prefix, kv.prefix_end(prefix))
 
 
 def _undone(undo: Undo, choices: Sequence[Sequence[bytes]], outcome: Outcome) -> Operation[None]:

@@ -1,14 +1,16 @@
 """A fair lock that is never entered without being held.
 
-Contenders queue up by the creation revision of their keys; each waits for its predecessor only, as in etcd's own
-``client/v3/concurrency/mutex.go``, but watches *from now* and then reads: a watch from a past revision would hear of
+Contenders queue up by the creation revision of their keys, as in etcd's own ``client/v3/concurrency/mutex.go``. Who is
+far behind waits for one key before its own to go, as there; who is near hears of all that go, and goes on when the last
+of them does, without another question. Both watch *from now* and then read: a watch from a past revision would hear of
 the release only at the server's next round, up to 100 ms later.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TypeVar
@@ -17,7 +19,7 @@ from skyward_etcd.collections.base import Collection, check_timeout, guarded, wh
 from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown, QuorumLost
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import call_in_doubt, delete_repeatable, not_done, once, range_
-from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Renounce, Watch
+from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Renounce, Watch, Watching
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Guard, prove
 from skyward_etcd.session import caller
@@ -26,6 +28,11 @@ from skyward_etcd.session.session import Session
 __all__ = ["Hold", "Lock"]
 
 C = TypeVar("C", bound=Collection)
+
+_NEAR = 8
+"""When no more than these are before us, we hear of each that leaves, and know without asking when it is our turn."""
+_SEEN = _NEAR + 2
+"""Our own key, those, and one more."""
 
 
 class Lock(Collection):
@@ -128,49 +135,88 @@ class Lock(Collection):
         That our key is not there yet would be no proof that it was never put: a first try that arrives after the
         release would put it again, and nobody would ever delete it. So the entry is proven.
         """
-        everyone = kv.get(self._prefix, kv.prefix_end(self._prefix), keys_only=True, newest_first=True, limit=2)
-        enter = Alternative((), (kv.put(key, self._who(), lease=identity.lease), everyone))
-        outcome = yield from prove([enter], undo=lambda _: delete_repeatable(key), identity=identity, what=self._what)
-        entered = outcome.revision
-        if outcome.responses is not None:
-            ahead = next((other.key for other in outcome.responses[1].response_range.kvs if other.key != key), None)
-        else:
-            ahead = yield from self._ahead_of(key, entered)
-        while ahead is not None:
-            ahead = yield from self._wait_for(ahead, identity, key, entered, deadline)
-        return entered
-
-    def _wait_for(
-        self, ahead: bytes, identity: Identity, key: bytes, entered: int, deadline: float | None
-    ) -> Operation[bytes | None]:
-        """Wait until the key ahead of ours is gone, and return the one that is ahead of us then."""
-        watching = yield Watch(ahead)
+        busy = (self._prefix, "busy")
+        leaving: Watching | None = (yield self._leaving()) if self._session.notes.get(busy) else None
         try:
-            # Now that the watch is live, it cannot go unnoticed.
-            now_ahead = yield from self._ahead_of(key, entered)
-            if now_ahead != ahead:
-                return now_ahead
-            if not (yield Await(deadline, (watching, identity.lost))):
-                raise LockTimeout(f"{self._what} is held, or others were before us: not acquired in time")
-            if identity.lost.is_set():
-                raise LeaseNotFound(f"{self._what}: the session was lost while it waited")
+            stream = leaving.stream if leaving else 0
+            everyone = kv.get(self._prefix, kv.prefix_end(self._prefix), keys_only=True, newest_first=True, limit=_SEEN)
+            enter = Alternative((), (kv.put(key, self._who(), lease=identity.lease), everyone))
+            outcome = yield from prove(
+                [enter], undo=lambda _: delete_repeatable(key), identity=identity, what=self._what
+            )
+            place = _Place(identity, key, outcome.revision, deadline)
+            line: Sequence[bytes]
+            if outcome.responses is not None:
+                line = [other.key for other in reversed(outcome.responses[1].response_range.kvs) if other.key != key]
+            else:
+                line = yield from self._ahead_of(place)
+            self._session.notes[busy] = bool(line)
+            while len(line) > _NEAR:
+                line = yield from self._come_near(line, place)
+            if line and leaving is None:
+                opened: Watching = yield self._leaving()
+                leaving, stream = opened, opened.stream
+                line = yield from self._ahead_of(place)  # from here on nobody leaves unnoticed
+            if line and leaving is not None:
+                yield from self._follow(line, leaving, stream, place)
+            return place.entered
+        finally:
+            if leaving is not None:
+                leaving.close()
+
+    def _leaving(self) -> Watch:
+        return Watch(self._prefix, kv.prefix_end(self._prefix), deletions=True)
+
+    def _come_near(self, line: Sequence[bytes], place: _Place) -> Operation[Sequence[bytes]]:
+        """Wait until few are ahead of us, and return who: until then we hear of one key only."""
+        last = line[-_NEAR - 1]
+        watching: Watching = yield Watch(last)
+        try:
+            line = yield from self._ahead_of(place)
+            if last not in line:
+                return line
+            yield from self._await(watching, place)
         finally:
             watching.close()
-        return (yield from self._ahead_of(key, entered))
+        return (yield from self._ahead_of(place))
 
-    def _ahead_of(self, key: bytes, entered: int) -> Operation[bytes | None]:
-        """Return the key that is next before ours, or ``None`` if it is our turn.
+    def _follow(self, line: Sequence[bytes], leaving: Watching, stream: int, place: _Place) -> Operation[None]:
+        """Wait until nobody is ahead of us. ``stream`` is the one on which we have listened since we knew the line.
+
+        What we hear comes in the order in which it happened, our own key's end included. So once all others are gone
+        and our key was there, we were the first at that moment; and we are still, as long as the lease lives for
+        certain. Where it may not, or something may have been missed, etcd is asked.
+        """
+        while line:
+            yield from self._await(leaving, place)
+            gone = {event.kv.key for event in leaving.take()}
+            if not gone or leaving.stream != stream or not place.identity.is_valid():
+                stream = leaving.stream
+                line = yield from self._ahead_of(place)
+            elif place.key in gone:
+                raise LeaseNotFound(f"{self._what}: the session was lost while it waited")
+            else:
+                line = [other for other in line if other not in gone]
+
+    def _await(self, watching: Watching, place: _Place) -> Operation[None]:
+        if not (yield Await(place.deadline, (watching, place.identity.lost))):
+            raise LockTimeout(f"{self._what} is held, or others were before us: not acquired in time")
+        if place.identity.lost.is_set():  # an operator may have ended the session, and keep our key for a while
+            raise LeaseNotFound(f"{self._what}: the session was lost while it waited")
+
+    def _ahead_of(self, place: _Place) -> Operation[Sequence[bytes]]:
+        """Return the keys next before ours, the nearest last, as far as we look; none if it is our turn.
 
         Raises:
             LeaseNotFound: our own key is gone: whoever waited beyond its lease does not get the lock.
         """
         request = kv.read(self._prefix, kv.prefix_end(self._prefix), keys_only=True)
-        request.limit, request.max_create_revision = 2, entered
+        request.limit, request.max_create_revision = _SEEN, place.entered
         request.sort_order, request.sort_target = kv.Read.DESCEND, kv.Read.CREATE
         reply = yield from range_(request, seen=0)
-        if not reply.kvs or reply.kvs[0].key != key:
+        if not reply.kvs or reply.kvs[0].key != place.key:
             raise LeaseNotFound(f"{self._what}: the session was lost while it waited")
-        return reply.kvs[1].key if len(reply.kvs) > 1 else None
+        return [other.key for other in reversed(reply.kvs[1:])]
 
     def _release(self, hold: Hold) -> Operation[None]:
         """Delete our key if it is still ours.
@@ -218,6 +264,18 @@ class Lock(Collection):
 
     def _who(self) -> bytes:
         return who(self._session.node)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Our place in the line."""
+
+    identity: Identity
+    key: bytes
+    entered: int
+    """The revision at which the key was created."""
+    deadline: float | None
+    """How long we stand there."""
 
 
 class Hold:

@@ -53,6 +53,8 @@ class Watch:
     """Is given the events as they come, by whoever reads the stream, instead of them being kept to be taken."""
     hand_out: bool = False
     """Each put to one of the process's watchers, in the order in which they came, instead of to all; no deletions."""
+    deletions: bool = False
+    """Deletions only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,11 @@ class Watching(Signal, Protocol):
     @property
     def is_over(self) -> bool:
         """Whether there will be no more, for good."""
+        ...
+
+    @property
+    def stream(self) -> int:
+        """Which stream the news come on: another number tells that the one before it broke meanwhile."""
         ...
 
     def take(self) -> list[pb.Event]:

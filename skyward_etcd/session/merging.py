@@ -186,11 +186,17 @@ class _Parked(_Waiting):
 class _Awaited(_Waiting):
     """A task's."""
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "goes_along")
 
     def __init__(self, call: Call, its: Footprint, timeout_s: float, answer: asyncio.Future[Any]) -> None:
         super().__init__(call, its, timeout_s)
         self.answer = answer
+        self.goes_along = False
+
+    def give_up(self) -> None:
+        """Wait no longer."""
+        if not self.answer.done():
+            self.answer.set_result(Unavailable("no answer in time", maybe_applied=self.goes_along))
 
 
 class _Loop:
@@ -210,7 +216,11 @@ class _Loop:
             return await self._send_alone(call, timeout_s)
         mine = _Awaited(call, its, timeout_s, asyncio.get_running_loop().create_future())
         self._waiting.append(mine)
-        answer = await mine.answer
+        timer = asyncio.get_running_loop().call_later(timeout_s, mine.give_up)
+        try:
+            answer = await mine.answer
+        finally:
+            timer.cancel()
         if answer is None:
             return await self._wire.call_async(call.method, call.request, timeout_s=max(0.0, mine.left_s()))
         return _given(answer)
@@ -243,11 +253,12 @@ class _Loop:
         later: list[_Awaited] = []
         while self._waiting and not batch.is_full:
             other = self._waiting.popleft()
-            if other.answer.done():  # cancelled
+            if other.answer.done():  # cancelled, or given up
                 continue
             if other.left_s() <= 0:
-                other.answer.set_result(Unavailable("no answer in time", maybe_applied=False))
+                other.give_up()
             elif batch.takes(other.call, other.footprint):
+                other.goes_along = True
                 along.append(other)
             else:
                 later.append(other)

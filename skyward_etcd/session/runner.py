@@ -203,6 +203,7 @@ def _watch(session: Session, era: Era, effect: Watch, line: Line, *, blocks: boo
         effect.range_end,
         start=effect.start,
         hand_out=effect.hand_out,
+        deletions=effect.deletions,
         line=line,
         blocks=blocks,
         tell=effect.tell,

@@ -45,6 +45,8 @@ _NO_ID = -1
 
 Send = Callable[[pb.WatchRequest], None]
 Tell = Callable[[Sequence[pb.Event]], None]
+Subject = tuple[bytes, bytes, bool, bool]
+"""What a watch tells of: from which key, up to which, whether it hands out, whether it tells of deletions only."""
 
 
 class Revisions(Protocol):
@@ -87,6 +89,11 @@ class Watching(Signal):
     def is_over(self) -> bool:
         """Whether there will be no more: it was refused, or the session is closed."""
         return bool(self._watches.is_closed or self._watch.refusal)
+
+    @property
+    def stream(self) -> int:
+        """Which stream the news come on, counted from the session's first."""
+        return self._watches.streams
 
     @property
     def idle(self) -> bool:
@@ -148,6 +155,7 @@ class _Watch:
 
     __slots__ = (
         "asked_at",
+        "deletions",
         "hands_out",
         "has_ended",
         "id",
@@ -162,11 +170,9 @@ class _Watch:
         "watchers",
     )
 
-    def __init__(self, id: int, key: bytes, range_end: bytes, start: int, *, hands_out: bool) -> None:
+    def __init__(self, id: int, subject: Subject, start: int) -> None:
         self.id = id
-        self.key = key
-        self.range_end = range_end
-        self.hands_out = hands_out
+        self.key, self.range_end, self.hands_out, self.deletions = subject
         self.next_revision = start
         """Where it resumes; 0 for now."""
         self.asked_at = 0
@@ -182,11 +188,16 @@ class _Watch:
         self.watchers: list[Watching] = []
 
     @property
-    def subject(self) -> tuple[bytes, bytes, bool]:
+    def subject(self) -> Subject:
         """What it tells of: watchers of the same share it."""
-        return self.key, self.range_end, self.hands_out
+        return self.key, self.range_end, self.hands_out, self.deletions
 
     def request(self) -> pb.WatchRequest:
+        filters: list[pb.WatchCreateRequest.FilterType] = []
+        if self.hands_out:
+            filters.append(pb.WatchCreateRequest.NODELETE)
+        if self.deletions:
+            filters.append(pb.WatchCreateRequest.NOPUT)
         return pb.WatchRequest(
             create_request=pb.WatchCreateRequest(
                 key=self.key,
@@ -194,7 +205,7 @@ class _Watch:
                 start_revision=self.next_revision,
                 watch_id=self.id,
                 progress_notify=True,
-                filters=[pb.WatchCreateRequest.NODELETE] if self.hands_out else [],
+                filters=filters,
             )
         )
 
@@ -214,12 +225,14 @@ class Watches:
         """Watches that the stream was asked for and has not answered: it does so in this order."""
         self._ids = itertools.count(1)
         self._watches: dict[int, _Watch] = {}
-        self._shared: dict[tuple[bytes, bytes, bool], _Watch] = {}
+        self._shared: dict[Subject, _Watch] = {}
         self._idle: OrderedDict[int, _Watch] = OrderedDict()
         self._blocked: Counter[Line] = Counter()
         self.is_closed = False
         self.is_flowing = False
         """Whether there is a stream, as far as we know."""
+        self.streams = 0
+        """How many there were."""
 
     def open(
         self,
@@ -228,6 +241,7 @@ class Watches:
         *,
         start: int = 0,
         hand_out: bool = False,
+        deletions: bool = False,
         line: Line = THREADS,
         blocks: bool = False,
         tell: Tell | None = None,
@@ -238,9 +252,10 @@ class Watches:
         those meanwhile. ``tell`` is given the events as they come, or nothing where some are missing; it must be quick.
         """
         with self._lock:
-            watch = None if start else self._shared.get((key, range_end, hand_out))
+            subject = (key, range_end, hand_out, deletions)
+            watch = None if start else self._shared.get(subject)
             if watch is None:
-                watch = _Watch(next(self._ids), key, range_end, start, hands_out=hand_out)
+                watch = _Watch(next(self._ids), subject, start)
                 self._watches[watch.id] = watch
                 if watch.shared:
                     self._shared[watch.subject] = watch
@@ -280,6 +295,7 @@ class Watches:
         with self._lock:
             self._send = send
             self.is_flowing = True
+            self.streams += 1
             self._asked.clear()
             for watch in self._watches.values():
                 self._ask(watch)
@@ -421,13 +437,21 @@ class WatchHub:
         *,
         start: int = 0,
         hand_out: bool = False,
+        deletions: bool = False,
         line: Line = THREADS,
         blocks: bool = False,
         tell: Tell | None = None,
     ) -> Watching:
         """Return a watcher, as `Watches.open` does, and have somebody read the stream."""
         watching = self._watches.open(
-            key, range_end, start=start, hand_out=hand_out, line=line, blocks=blocks, tell=tell
+            key,
+            range_end,
+            start=start,
+            hand_out=hand_out,
+            deletions=deletions,
+            line=line,
+            blocks=blocks,
+            tell=tell,
         )
         if self._thread is None:
             self._start()

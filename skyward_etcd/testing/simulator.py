@@ -422,8 +422,10 @@ class Process:
                 self._call(_Waiting(effect, task.teller(), ends))
             case Await(deadline, signals):
                 self._wait(signals, deadline, task)
-            case Watch(key, range_end, start, tell, hand_out):
-                watching = self.watches.open(key, range_end, start=start, hand_out=hand_out, tell=tell)
+            case Watch(key, range_end, start, tell, hand_out, deletions):
+                watching = self.watches.open(
+                    key, range_end, start=start, hand_out=hand_out, deletions=deletions, tell=tell
+                )
                 self._watch(watching, task, ends)
             case Identify():
                 self._identify(task)
@@ -793,10 +795,13 @@ def _response(
     )
 
 
+_FILTERED = {pb.WatchCreateRequest.NOPUT: pb.Event.PUT, pb.WatchCreateRequest.NODELETE: pb.Event.DELETE}
+
+
 def _told(watch: pb.WatchCreateRequest, events: Sequence[pb.Event]) -> list[pb.Event]:
     """Return those events that a watch is about."""
-    kinds = (pb.Event.PUT,) if pb.WatchCreateRequest.NODELETE in watch.filters else (pb.Event.PUT, pb.Event.DELETE)
-    return [event for event in events if event.type in kinds and _covers(watch, event.kv.key)]
+    unwanted = {_FILTERED[each] for each in watch.filters}
+    return [event for event in events if event.type not in unwanted and _covers(watch, event.kv.key)]
 
 
 def _covers(watch: pb.WatchCreateRequest, key: bytes) -> bool:

@@ -300,7 +300,7 @@ def test_the_first_error_of_a_group_is_raised_and_what_has_not_begun_does_not_be
     with pytest.raises(ValueError, match="first"):
         _ = gather(*calls) >> pool
     _ = double(1) @ pool
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
 
 def test_a_group_has_a_time_limit_of_its_own(pool: Compute) -> None:
@@ -661,7 +661,7 @@ def test_a_pool_that_is_closed_fails_what_it_still_had() -> None:
     with Compute(nodes=1, options=alone()) as pool:
         running, queued = rest(30) > pool, rest(30) > pool
         started = time.monotonic()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 15
     for call in (running, queued):
         with pytest.raises(PoolError, match="closed"):
             call.result(1)

@@ -257,7 +257,7 @@ async def test_a_waiting_claim_is_woken_by_what_is_put_and_what_is_given_back(
         else:
             await theirs.put("x")
         mine = await waiting
-        assert time.perf_counter() - began < 1
+        assert time.perf_counter() - began < 5
         assert mine.value == "x"
         await calls(mine).release()
     assert watchers(sky) == 0

@@ -221,7 +221,7 @@ async def test_a_frozen_member_leaves_a_write_in_doubt_and_is_well_again_when_it
     with pytest.raises(Unavailable) as caught:
         await calls(ours).call(methods.PUT, put(b"x"), timeout_s=0.3)
     assert caught.value.maybe_applied
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     frozen.process.send_signal(signal.SIGCONT)
     assert (await calls(ours).call(methods.RANGE, RANGE, timeout_s=5)).header.revision
 
@@ -357,7 +357,7 @@ async def test_a_silent_server_is_found_by_asking(
     began = time.monotonic()
     with pytest.raises(Unavailable, match="does not answer"):
         await waiting
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     ours.close()
 
 

@@ -24,8 +24,8 @@ from skyward_etcd.ops import kv
 from skyward_etcd.testing import linearizability as lin
 from skyward_etcd.testing.simulator import Faults, Process, Simulation
 
-SEEDS = int(os.environ.get("SKYWARD_ETCD_SEEDS", "40"))
-"""Histories per collection: 40 in `make test`, more by `make test-simulation`."""
+SEEDS = int(os.environ.get("SKYWARD_ETCD_SEEDS", "20"))
+"""Histories per collection: 20 in `make test`, more by `make test-simulation`."""
 
 LOSSY = Faults(refused=0.03, lost_request=0.03, late_request=0.04, lost_reply=0.06, stale_read=0.3, broken_stream=0.1)
 CRUEL = replace(LOSSY, compaction=0.02, pause=0.02, expiry=0.02, death=0.01, cancellation=0.05)

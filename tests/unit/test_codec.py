@@ -182,7 +182,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(values)
 def test_every_value_of_data_comes_back_exactly(value: Any) -> None:
     assert exact(round_trip(value)) == exact(value)
@@ -367,7 +367,7 @@ coded = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.one_of(
         *(st.binary(max_size=60), st.builds(bytes.__add__, st.just(b"\x01"), st.binary(max_size=60))),

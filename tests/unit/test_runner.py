@@ -23,7 +23,7 @@ from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.methods import RANGE
 
 LIMITS = Limits(call_s=0.2, operation_s=5.0)
-SLACK_S = 0.5
+SLACK_S = 3.0
 
 
 class Mute:

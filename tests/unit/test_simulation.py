@@ -23,10 +23,12 @@ FOUND_WITHIN = 1500
 
 
 @pytest.fixture(autouse=True)
-def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a queue of a few items have several pages."""
+def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a queue of a few items have several pages, and a few contenders for a lock a long line."""
     monkeypatch.setattr(tail, "_PAGE", 3)
     monkeypatch.setattr(front, "_WINDOW", 2)
+    monkeypatch.setattr(lock, "_NEAR", 2)
+    monkeypatch.setattr(lock, "_SEEN", 4)
 
 
 @pytest.mark.timeout(3600)
@@ -105,20 +107,23 @@ def take_the_lock_at_once(patch: pytest.MonkeyPatch) -> None:
         return
         yield
 
-    patch.setattr(lock.Lock, "_wait_for", nobody_ahead)
+    patch.setattr(lock.Lock, "_follow", nobody_ahead)
 
 
 def enter_without_a_key(patch: pytest.MonkeyPatch) -> None:
     """Enter once nobody is ahead, whether or not the own key still lives."""
 
-    def ahead_of(self: Any, key: bytes, token: int) -> Operation[bytes | None]:
-        try:
-            return (yield from looking_at_its_own(self, key, token))
-        except LeaseNotFound:
-            return None
+    def careless(method: Callable[..., Operation[Any]]) -> Callable[..., Operation[Any]]:
+        def ahead(*args: Any) -> Operation[Any]:
+            try:
+                return (yield from method(*args))
+            except LeaseNotFound:
+                return ()
 
-    looking_at_its_own = lock.Lock._ahead_of
-    patch.setattr(lock.Lock, "_ahead_of", ahead_of)
+        return ahead
+
+    for name in ("_ahead_of", "_follow"):
+        patch.setattr(lock.Lock, name, careless(getattr(lock.Lock, name)))
 
 
 def write_through_a_lost_hold(patch: pytest.MonkeyPatch) -> None:

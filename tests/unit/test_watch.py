@@ -389,6 +389,24 @@ def test_an_idle_watch_is_kept_for_the_next_watcher() -> None:
     assert len(etcd.asked) == 1
 
 
+def test_a_watch_of_deletions_is_not_told_of_puts_and_shared_by_those_who_want_no_other() -> None:
+    etcd = Etcd()
+    etcd.watches.open(b"q", b"r", deletions=True)
+    etcd.watches.open(b"q", b"r", deletions=True)
+    etcd.watches.open(b"q", b"r")
+    assert [list(creation.filters) for creation in etcd.creations] == [[pb.WatchCreateRequest.NOPUT], []]
+
+
+def test_a_watcher_can_tell_that_its_stream_broke_meanwhile() -> None:
+    etcd = Etcd()
+    watching = etcd.watches.open(b"k")
+    before = watching.stream
+    assert watching.stream == before
+    etcd.watches.stand_still()
+    etcd.connect()
+    assert watching.stream != before
+
+
 def test_an_idle_watch_that_carries_much_in_vain_is_ended() -> None:
     etcd = Etcd()
     etcd.watches.open(b"q", b"r", hand_out=True).close()
@@ -534,7 +552,7 @@ def test_a_hub_can_be_closed_and_used_while_a_stream_is_being_opened(hub: WatchH
     closing = threading.Thread(target=hub.close, daemon=True)
     closing.start()
     _wait_for(hub.open(b"k").live.is_set)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5
     wire.may_open.set()
     closing.join(5)
     assert not closing.is_alive()
