@@ -20,6 +20,8 @@ from skyward_etcd.cluster.binary import Verdict, grade, inspect
 from tests.integration.conftest import BINARIES, any_usable
 from tests.integration.helpers import REPOSITORY
 
+pytestmark = pytest.mark.timeout(180)  # each starts a dozen programs, one after the other
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -33,7 +35,7 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
             env={**os.environ, "SKYWARD_ETCD_LOCAL": str(directory), **env},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -153,7 +155,7 @@ def test_an_even_cluster_is_wrong_usage(cli: Cli) -> None:
     assert "1, 3 or 5" in cli("up", "--ephemeral", "--members", "2", "--etcd", str(any_usable()), code=2).stderr
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_the_readme_leads_to_a_cluster_and_a_worker(cli: Cli, tmp_path: Path) -> None:
     section = (REPOSITORY / "README.md").read_text().partition("## A cluster that stays")[2]
     worker = re.search(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
@@ -181,7 +183,7 @@ def test_the_readme_leads_to_a_cluster_and_a_worker(cli: Cli, tmp_path: Path) ->
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -72,6 +72,8 @@ MODULE = """
 
 Runner = Callable[..., subprocess.Popen[str]]
 
+pytestmark = pytest.mark.timeout(150)  # each starts a program or two
+
 
 @pytest.fixture
 def runner(tmp_path: Path) -> Iterator[Runner]:
@@ -106,7 +108,7 @@ def runner(tmp_path: Path) -> Iterator[Runner]:
 
 def ended(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
     """Wait for the end with this code; return what it said."""
-    out, complaints = process.communicate(timeout=30)
+    out, complaints = process.communicate(timeout=90)
     assert process.returncode == code, f"{process.returncode}: {out} {complaints}"
     return out, complaints
 
