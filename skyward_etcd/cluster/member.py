@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from skyward_etcd.cluster.binary import Etcd
 from skyward_etcd.cluster.process import Supervised, launch
+from skyward_etcd.cluster.tls import MemberFiles
 from skyward_etcd.errors import PoolError
 
 __all__ = ["Member", "MemberSpec", "PortTaken", "data_directory", "flags", "require_space"]
@@ -54,6 +55,12 @@ class MemberSpec:
     """Begin with the data that are there as the only member of its cluster, whoever was one before."""
     restarts: bool = False
     """It may be started again from its disk, by another process too. Else the disk goes with who started it."""
+    files: MemberFiles | None = None
+    """Its certificates; then its URLs begin with ``https://``."""
+    health_url: str = ""
+    """Where it tells without a certificate whether it is well: an address of this machine's own."""
+    grows: bool = False
+    """Others will join it, so it takes the time limits of a cluster of several from the start."""
 
     @property
     def endpoint(self) -> str:
@@ -102,7 +109,7 @@ class Member:
         """
         if not self.alive:
             self._raise_exited()
-        return b'"health":"true"' in _ask(self.spec.endpoint, "/health")
+        return b'"health":"true"' in _ask(urlsplit(self.spec.health_url or self.spec.client_url).netloc, "/health")
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until `ready`.
@@ -184,7 +191,7 @@ def data_directory(spec: MemberSpec) -> Path:
 
 def flags(etcd: Etcd, spec: MemberSpec) -> list[str]:
     """Return etcd's arguments for a member, in the words of its release."""
-    heartbeat_ms, election_ms = _timing(len(spec.initial_cluster))
+    heartbeat_ms, election_ms = _timing(3 if spec.grows else len(spec.initial_cluster))
     options = {
         "name": spec.name,
         "data-dir": data_directory(spec),
@@ -209,6 +216,10 @@ def flags(etcd: Etcd, spec: MemberSpec) -> list[str]:
     }
     if spec.alone:
         options["force-new-cluster"] = "true"
+    if spec.health_url:
+        options["listen-metrics-urls"] = spec.health_url
+    if spec.files:
+        options |= spec.files.flags()
     if not spec.durable and etcd.version >= (3, 4, 10):
         options["unsafe-no-fsync"] = "true"
     return [f"--{name}={value}" for name, value in options.items()]

@@ -119,6 +119,21 @@ class Membership:
         finally:
             self._close_if_told()
 
+    def remove(self, name: str, *, timeout_s: float = 10.0) -> None:
+        """Take a member off the list with no other in its place: one that is dead for good, or leaves a cluster too large.
+
+        Done when the list is without it, whoever has taken it off.
+
+        Raises:
+            PoolError: not done in time, for the reason given.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            with self._changing:
+                self._remove(name, deadline)
+        finally:
+            self._close_if_told()
+
     def close(self) -> None:
         """Make no more replacements, and give up one that is under way, without waiting for that."""
         self._closing.set()
@@ -131,6 +146,21 @@ class Membership:
         if self._closing.is_set() and self._changing.acquire(blocking=False):
             self._changing.release()
             self._wire.close()
+
+    def _remove(self, name: str, deadline: float) -> None:
+        problem: Exception | None = None
+        while not self._closing.is_set() and time.monotonic() < deadline:
+            try:
+                found = next((member for member in self._list() if member.name == name), None)
+                if found is None:
+                    return
+                self._call(MEMBER_REMOVE, pb.MemberRemoveRequest(ID=found.id))
+            except PermissionDenied:
+                raise
+            except (EtcdError, Unavailable) as error:  # what has come of it, the next list tells
+                problem = error
+                self._closing.wait(_PAUSE_S)
+        raise PoolError(f"etcd member {name} could not be removed in time: {problem}") from problem
 
     def _bring_in_or_undo(
         self, fresh: MemberSpec, start: Callable[[MemberSpec], None], check: Callable[[], None], deadline: float
@@ -285,7 +315,10 @@ def next_step(listed: Sequence[Listed], fresh: MemberSpec, *, dead: Collection[s
         PoolError: all members are there, and one more would be an even number.
     """
     _check_quorum(listed, dead)
-    mine = next((member for member in listed if member.peer_url == fresh.peer_url), None)
+    # A machine that is replaced may leave its address to the next: its member, which has a name, is another's.
+    mine = next(
+        (member for member in listed if member.peer_url == fresh.peer_url and member.name in ("", fresh.name)), None
+    )
     for member in listed:
         # etcd takes one learner at a time: one that is not ours is what an earlier attempt has left.
         if member is not mine and (member.learner or member.name in dead):

@@ -20,6 +20,7 @@ from pathlib import Path
 from skyward_etcd.cluster import bootstrap
 from skyward_etcd.cluster.binary import Etcd, Version, spell
 from skyward_etcd.cluster.member import Member, MemberSpec, data_directory, require_space
+from skyward_etcd.cluster.tls import MemberFiles
 from skyward_etcd.errors import PoolError, QuorumLost, SkywardEtcdError
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.client import Login, Tls, Wire
@@ -45,7 +46,7 @@ _BUMP = 1_000_000_000
 """More revisions than a cluster writes between its snapshot and its loss: etcd's own advice for a week."""
 
 
-def newest(endpoints: Iterable[str]) -> str:
+def newest(endpoints: Iterable[str], *, tls: Tls | None = None) -> str:
     """Return which of these members has the highest revision. They need no majority to tell.
 
     Raises:
@@ -53,21 +54,23 @@ def newest(endpoints: Iterable[str]) -> str:
     """
     revisions: dict[str, int] = {}
     for endpoint in endpoints:
-        with contextlib.suppress(SkywardEtcdError), contextlib.closing(Wire((endpoint,))) as wire:
+        with contextlib.suppress(SkywardEtcdError), contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
             revisions[endpoint] = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).header.revision
     if not revisions:
         raise QuorumLost("no member of the cluster is left: there is nothing to recover from", maybe_applied=False)
     return max(revisions, key=lambda endpoint: revisions[endpoint])
 
 
-def save(etcd: Etcd, endpoint: str, file: Path) -> None:
-    """Write all the data of one member into a file, checked by its hash.
+def save(etcd: Etcd, endpoint: str, file: Path, *, files: MemberFiles | None = None) -> None:
+    """Write all the data of one member into a file, checked by its hash. ``files``: certificates that let us in.
 
     Raises:
         PoolError: that was not possible, for the reason given.
     """
     file.unlink(missing_ok=True)
-    _run(_tool(etcd, "etcdctl"), f"--endpoints={endpoint}", "snapshot", "save", file)
+    options = [f"--{option}={path}" for option, path in files.for_etcdctl().items()] if files else []
+    where = f"https://{endpoint}" if files else endpoint
+    _run(_tool(etcd, "etcdctl"), f"--endpoints={where}", *options, "snapshot", "save", file)
 
 
 def download(wire: Wire, file: Path) -> int:

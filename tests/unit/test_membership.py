@@ -75,6 +75,11 @@ def test_a_cluster_does_not_grow() -> None:
         step(M1, M2, M3, dead=())
 
 
+def test_a_predecessor_at_the_same_address_is_not_taken_for_the_fresh_member() -> None:
+    predecessor = Listed(3, "m3", "http://m4:2", learner=False)
+    assert step(M1, M2, predecessor) == Remove(predecessor)
+
+
 # --- whole replacements on a model
 
 
