@@ -8,6 +8,7 @@ from pathlib import Path
 
 __all__ = [
     "Limits",
+    "SkywardNode",
     "TlsFiles",
     "cache_dir",
     "compute_pool",
@@ -17,6 +18,10 @@ __all__ = [
     "namespace",
     "password",
     "secret",
+    "skyward_cluster",
+    "skyward_hook",
+    "skyward_node",
+    "skyward_peers",
     "tls_files",
     "transport",
     "user",
@@ -88,6 +93,51 @@ def transport() -> str:
 def compute_pool() -> str | None:
     """``COMPUTE_POOL``: Skyward's word to its workers about which node of which pool they are, in JSON."""
     return os.environ.get("COMPUTE_POOL") or None
+
+
+@dataclass(frozen=True, slots=True)
+class SkywardNode:
+    """What Skyward's generation 2 tells a worker about its node, as the worker was started."""
+
+    id: str
+    host: str
+    """Where the other nodes reach it."""
+    opens: bool
+    """Whether it is the node that the others are told to join: the one without seeds."""
+    certificate: str
+    """Paths of the node's certificate, its key, and of who signed those of all nodes; empty where there are none."""
+    key: str
+    authority: str
+
+
+def skyward_node() -> SkywardNode | None:
+    """``SKYWARD_NODE``, ``_PEER``, ``_SEEDS`` and ``_TLS_…``; None in a process that is no worker of Skyward's."""
+    told = os.environ
+    if not told.get("SKYWARD_NODE"):
+        return None
+    return SkywardNode(
+        told["SKYWARD_NODE"],
+        told.get("SKYWARD_PEER", ""),
+        not told.get("SKYWARD_SEEDS"),
+        told.get("SKYWARD_TLS_CERT", ""),
+        told.get("SKYWARD_TLS_KEY", ""),
+        told.get("SKYWARD_TLS_CA", ""),
+    )
+
+
+def skyward_peers() -> tuple[str, ...]:
+    """``SKYWARD_PEERS``: the hosts of all nodes in the order of their ranks. Skyward changes it while a worker runs."""
+    return tuple(part for part in os.environ.get("SKYWARD_PEERS", "").split(",") if part)
+
+
+def skyward_cluster() -> bool:
+    """``SKYWARD_CLUSTER``: whether the pool's nodes may know each other: not with ``Options(cluster=False)``."""
+    return os.environ.get("SKYWARD_CLUSTER", "1") == "1"
+
+
+def skyward_hook() -> bool:
+    """``SKYWARD_ETCD_HOOK``: whether Skyward is told of our plugin when it is imported; ``0`` for no."""
+    return os.environ.get("SKYWARD_ETCD_HOOK", "1") != "0"
 
 
 def etcd_binary() -> str | None:

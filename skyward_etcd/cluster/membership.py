@@ -29,7 +29,19 @@ from skyward_etcd.wire.methods import (
     STATUS,
 )
 
-__all__ = ["Add", "Await", "Listed", "Membership", "Promote", "Remove", "Start", "Step", "hand_over", "next_step"]
+__all__ = [
+    "Add",
+    "Await",
+    "Listed",
+    "Membership",
+    "Promote",
+    "Remove",
+    "Start",
+    "Step",
+    "answers",
+    "hand_over",
+    "next_step",
+]
 
 _log = logging.getLogger("skyward_etcd.cluster")
 
@@ -61,6 +73,14 @@ class Membership:
         """``host:port`` of the members that have a vote and are not lost, by name."""
         with self._guard:
             return dict(self._living)
+
+    def listed(self) -> list[Listed]:
+        """Return the members as the quorum knows them, learners too. Two round trips.
+
+        Raises:
+            Unavailable, EtcdError: it was not to be had now.
+        """
+        return self._list()
 
     def lost(self, name: str) -> None:
         """Take note that a member is dead for good: it never runs again, not even from its disk.
@@ -120,7 +140,7 @@ class Membership:
             self._close_if_told()
 
     def remove(self, name: str, *, timeout_s: float = 10.0) -> None:
-        """Take a member off the list with no other in its place: one that is dead for good, or leaves a cluster too large.
+        """Take a member off the list with no other in its place: one that is dead, or one too many.
 
         Done when the list is without it, whoever has taken it off.
 
@@ -345,7 +365,17 @@ def _listed(reply: Any) -> list[Listed]:
     return [Listed(one.ID, one.name, one.peerURLs[0], one.isLearner) for one in reply.members]
 
 
-# --- a member that is told to go
+# --- one member
+
+
+def answers(endpoint: str, *, tls: Tls | None = None) -> bool:
+    """Tell whether a member says anything at all, quorum or not. Takes a second at most."""
+    try:
+        with contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
+            wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S)
+    except SkywardEtcdError:
+        return False
+    return True
 
 
 def hand_over(endpoint: str, *, tls: Tls | None = None) -> bool:

@@ -5,7 +5,7 @@ There are two authorities. With a single one, a worker's client certificate woul
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 import os
 from collections.abc import Sequence
@@ -112,6 +112,7 @@ def _authority(name: str) -> Authority:
         _certificate(subject, subject, key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     return Authority(_pem(certificate), _secret(key))
@@ -126,12 +127,15 @@ def _issue(authority: Authority, name: str, hosts: Sequence[str]) -> tuple[bytes
 
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     key = _key()
+    signed_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())
     both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     draft = (
         _certificate(_named(name), issuer.subject, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(x509, digital_signature=True), critical=True)
         .add_extension(both, critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(signed_by, critical=False)
     )
     if hosts:
         draft = draft.add_extension(x509.SubjectAlternativeName([_alternative(host) for host in hosts]), critical=False)
@@ -140,15 +144,15 @@ def _issue(authority: Authority, name: str, hosts: Sequence[str]) -> tuple[bytes
 
 
 def _certificate(subject: Any, issuer: Any, public_key: Any) -> Any:
-    x509, now = _x509(), datetime.datetime.now(datetime.UTC)
+    x509, now = _x509(), dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))  # the machines' clocks differ
-        .not_valid_after(now + datetime.timedelta(days=_DAYS))
+        .not_valid_before(now - dt.timedelta(hours=1))  # the machines' clocks differ
+        .not_valid_after(now + dt.timedelta(days=_DAYS))
     )
 
 

@@ -26,6 +26,8 @@ class Tls:
     ca: bytes
     certificate: bytes | None = None
     key: bytes | None = field(default=None, repr=False)
+    by_name: bool = True
+    """Whether a certificate has to name the address that it was found at; if not, who has signed it is enough."""
 
     @cached_property
     def context(self) -> ssl.SSLContext:
@@ -38,6 +40,22 @@ class Tls:
     def http_context(self) -> ssl.SSLContext:
         """The same for plain HTTP, a new one each time."""
         context = ssl.create_default_context(cadata=self.ca.decode())
+        context = self._context(ssl.Purpose.SERVER_AUTH)
+        context.set_alpn_protocols(["h2"])
+        context.check_hostname = self.by_name
+        return context
+
+    @cached_property
+    def accepting(self) -> ssl.SSLContext:
+        """What shows callers who we are, and lets in those only whom the CA has signed."""
+        context = self._context(ssl.Purpose.CLIENT_AUTH)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
+        context = ssl.create_default_context(purpose, cadata=self.ca.decode())
+        if not self.by_name:  # nor do such authorities take care of what Python 3.13 wants to see beside a signature
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if self.certificate and self.key:
             with _file_of(self.certificate + b"\n" + self.key) as path:
                 context.load_cert_chain(path)

@@ -1,0 +1,102 @@
+"""Which nodes are to have a member, which members are dead, and who restores a lost cluster: decided by data alone.
+
+Every node decides for itself, and all by the same rules: existing members first, then the lowest rank, as Skyward takes
+the highest ranks away first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from skyward_etcd.cluster.bootstrap import voters
+
+__all__ = ["Seat", "Word", "is_dead", "is_restorer", "joins", "leaves", "survivors", "wanted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A member as the cluster lists it, and the machine that it is on."""
+
+    name: str
+    """Empty until it has started for the first time."""
+    host: str
+    votes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What the node at a host says of itself. No word is silence."""
+
+    node: str
+    member: str
+    """The member that it runs or is about to; empty if none."""
+
+
+def wanted(nodes: int, fixed: int | None = None) -> int:
+    """Return how many members a pool is to have: as many as it was told, where that leaves no even number.
+
+    Else 1 below 3 nodes, 3 below 7, and 5: Skyward's machines are preempted as a matter of course.
+    """
+    if fixed is None:
+        return voters(max(1, nodes), spot=True)
+    most = min(fixed, max(1, nodes))
+    return most if most % 2 else most - 1
+
+
+def joins(host: str, peers: Sequence[str], seats: Sequence[Seat], size: int, is_up: Callable[[str], bool]) -> bool:
+    """Tell whether the node at a host is to have the next member. ``peers`` are all hosts in the order of ranks."""
+    taken = {seat.host for seat in seats}
+    if len(seats) >= size or host in taken:
+        return False
+    for peer in peers:
+        if peer == host:
+            return True
+        if peer not in taken and is_up(peer):
+            return False
+    return False
+
+
+def leaves(host: str, peers: Sequence[str], seats: Sequence[Seat], size: int) -> bool:
+    """Tell whether the member at a host is one too many, and the next to leave: the one of the highest rank."""
+    if len(seats) <= size:
+        return False
+    return host == max(seats, key=lambda seat: _rank(seat.host, peers)).host
+
+
+def is_dead(seat: Seat, peers: Sequence[str], words: Mapping[str, Word]) -> bool:
+    """Tell whether a member will certainly never run again.
+
+    Its machine is no longer one of the pool's; or another has its address; or its node runs none, or another. Silence
+    tells nothing.
+    """
+    word = words.get(seat.host)
+    return seat.host not in peers or (word is not None and word.member != seat.name)
+
+
+def survivors(seats: Sequence[Seat], peers: Sequence[str], words: Mapping[str, Word]) -> list[Seat]:
+    """Return the voters whose nodes say that they run, the lowest rank first."""
+    alive = [seat for seat in seats if seat.votes and seat.host in words and not is_dead(seat, peers, words)]
+    return sorted(alive, key=lambda seat: _rank(seat.host, peers))
+
+
+def is_restorer(host: str, seats: Sequence[Seat], peers: Sequence[str], words: Mapping[str, Word]) -> bool:
+    """Tell whether the node at a host is to restore a cluster whose majority has been silent for a while.
+
+    It is the lowest surviving voter; the lowest node at all, with an empty cluster, if no voter survives. It never is
+    where those who are silent, and not dead for certain, could go on without us; nor where less than most of the pool's
+    nodes can be heard, as on the wrong side of a cut.
+    """
+    votes = [seat for seat in seats if seat.votes]
+    living = survivors(votes, peers, words)
+    silent = [seat for seat in votes if seat not in living and not is_dead(seat, peers, words)]
+    heard = [peer for peer in peers if peer in words]
+    if 2 * len(living) > len(votes) or 2 * len(silent) > len(votes) or 2 * len(heard) <= len(peers):
+        return False
+    if not votes or (silent and not living):
+        return False
+    return host == (living[0].host if living else heard[0])
+
+
+def _rank(host: str, peers: Sequence[str]) -> int:
+    return peers.index(host) if host in peers else len(peers)

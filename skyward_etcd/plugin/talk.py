@@ -1,0 +1,109 @@
+"""How the nodes of a pool ask each other: one question, one answer, both JSON, between those only who have its keys."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from skyward_etcd.wire.address import Address, Tls
+
+__all__ = ["Listener", "ask", "ask_all"]
+
+_log = logging.getLogger("skyward_etcd.plugin")
+
+_LENGTH = 4
+_MOST_BYTES = 1 << 20
+_PATIENCE_S = 5.0
+"""For one who has called and says nothing."""
+_AT_ONCE = 16
+
+Answer = dict[str, Any]
+
+
+class Listener:
+    """Answers whoever asks at an address, from threads of its own, until `close`."""
+
+    def __init__(self, host: str, port: int, tls: Tls | None, answer: Callable[[], Answer]) -> None:
+        self._server = socket.create_server((host, port), backlog=64)
+        self._context = tls.accepting if tls else None
+        self._answer = answer
+        threading.Thread(target=self._accept, name="skyward-etcd-talk", daemon=True).start()
+
+    def close(self) -> None:
+        """Answer no more."""
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._serve, args=(connection,), name="skyward-etcd-talk", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.settimeout(_PATIENCE_S)
+        try:
+            with self._context.wrap_socket(connection, server_side=True) if self._context else connection as secured:
+                _receive(secured)
+                _send(secured, self._answer())
+        except (OSError, ValueError) as error:
+            _log.debug("a caller was not answered: %s", error)
+
+
+def ask(host: str, port: int, tls: Tls | None, timeout_s: float) -> Answer | None:
+    """Return what a node says; None if it says nothing in time, or is none of the pool's."""
+    try:
+        with Address(host, port, tls is not None).connect(timeout_s, tls) as connection:
+            connection.settimeout(timeout_s)
+            _send(connection, {})
+            return _receive(connection)
+    except (OSError, ValueError):
+        return None
+
+
+def ask_all(hosts: Iterable[str], port: int, tls: Tls | None, timeout_s: float) -> Mapping[str, Answer]:
+    """Ask many at once; return the answers of those who gave one."""
+    asked = list(dict.fromkeys(hosts))
+    if not asked:
+        return {}
+
+    def one(host: str) -> Answer | None:
+        return ask(host, port, tls, timeout_s)
+
+    with ThreadPoolExecutor(min(len(asked), _AT_ONCE)) as pool:
+        answers = pool.map(one, asked)
+        return {host: answer for host, answer in zip(asked, answers, strict=True) if answer is not None}
+
+
+def _send(connection: socket.socket, message: Answer) -> None:
+    data = json.dumps(message).encode()
+    connection.sendall(len(data).to_bytes(_LENGTH, "big") + data)
+
+
+def _receive(connection: socket.socket) -> Answer:
+    size = int.from_bytes(_exactly(connection, _LENGTH), "big")
+    if size > _MOST_BYTES:
+        raise ValueError(f"a message of {size} bytes")
+    message: Any = json.loads(_exactly(connection, size))
+    if type(message) is not dict:
+        raise ValueError(f"a message that is a {type(message).__name__}")
+    return cast("Answer", message)
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise ConnectionError("the other side has left")
+        data += part
+    return bytes(data)
