@@ -1,4 +1,4 @@
-"""The plugin for Skyward's generation 2 (0.11 and later): what it does to the image, on a node, in a task, at the client.
+"""The plugin for Skyward's generation 2, from 0.11 on: what it does to the image, on a node, in a task, at the client.
 
 Nothing else of this library imports Skyward.
 """

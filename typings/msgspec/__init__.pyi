@@ -1,0 +1,1 @@
+from msgspec import structs as structs

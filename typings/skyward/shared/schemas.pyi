@@ -1,0 +1,3 @@
+class Image:
+    pip: tuple[str, ...]
+    def __init__(self, *, pip: tuple[str, ...] = ..., python: str | None = ...) -> None: ...

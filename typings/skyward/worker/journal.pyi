@@ -1,0 +1,1 @@
+SKYWARD_DIR: str

@@ -1,0 +1,3 @@
+from skyward.worker.plugins.plugin import Plugin
+
+PLUGINS: dict[str, type[Plugin]]
