@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 PYTEST_PROCESSES ?= 3
 AT_ONCE := --numprocesses $(PYTEST_PROCESSES) --dist loadfile
 SEEDS ?= 1000
+SKYWARD_ARGS ?= -m "not slow"
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -23,7 +24,7 @@ INTEROP_VENV := .venv-interop
 INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-interop test-deploy test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint lint-deploy format types proto build fetch-debian fetch-deploy clean
+.PHONY: help demo test test-unit test-integration test-interop test-deploy test-skyward test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint lint-deploy format types proto build fetch-debian fetch-deploy clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -86,6 +87,9 @@ test-interop: $(INSTALLED) $(INTEROP) ## with another etcd client for Python, et
 
 test-deploy: $(DEPLOY) fetch-deploy ## the manifests of deploy/: rendered, checked, and started for real
 	$(BIN)/python -m pytest tests/deploy $(PYTEST_ARGS)
+
+test-skyward: ## on a real pool of Skyward's, as root and with Python 3.12; SKYWARD_ARGS="" for the slow ones too
+	tests/skyward/run $(SKYWARD_ARGS) $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED) $(DEPLOY) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST_ARGS)

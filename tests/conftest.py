@@ -15,7 +15,7 @@ import pytest
 hypothesis.settings.register_profile("no deadline", deadline=None)  # this machine may have other work to do
 hypothesis.settings.load_profile("no deadline")
 
-TIERS = ("integration", "faults", "interop", "examples", "deploy")
+TIERS = ("integration", "faults", "interop", "examples", "deploy", "skyward")
 """Folders of tests that are markers too, so that ``-m integration`` means the folder wherever it is asked."""
 
 MARK = "SKYWARD_ETCD_TEST_RUN"

@@ -41,8 +41,7 @@ _NO_CLUSTER = "this pool has no cluster: it was made with Options(cluster=False)
 class Etcd(Plugin, frozen=True):
     """Put Skyward's collections on an etcd cluster of the pool's own nodes.
 
-    >>> with sky.Compute(provider=sky.AWS(), nodes=3, plugins=[Etcd()]) as pool:
-    ...     train() @ pool
+    As in ``sky.Compute(provider=sky.AWS(), nodes=3, plugins=[Etcd()])``.
 
     Attributes:
         source: what the nodes install of us, as for pip; by default this very version from the index.

@@ -1,0 +1,60 @@
+"""A pool whose size Skyward changes, and one that loses nodes: the cluster follows."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import skyward as sky
+
+import skyward_etcd
+from skyward_etcd.errors import OutcomeUnknown, QuorumLost, Unavailable
+from tests.skyward.conftest import kill_node, pool_of, until
+from tests.skyward.functions import session
+from tests.skyward.test_pool import members
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def has(pool: Any, nodes: int) -> bool:
+    return bool(pool.current_nodes() == nodes)
+
+
+def test_it_grows_and_shrinks_with_the_pool_and_keeps_what_it_has() -> None:
+    with pool_of(3) as pool:
+        until(lambda: len(members()) == 3)
+        sky.dict("kept")["k"] = "v"
+        token = skyward_etcd.lock("l").acquire().token
+        pool.resize(5)
+        until(lambda: has(pool, 5), 120)
+        assert len(members()) == 3
+        assert len(session() @ pool) == 5
+        pool.resize(1)
+        until(lambda: has(pool, 1), 120)
+        until(_goes_on, 90)
+        assert sky.dict("kept")["k"] == "v"
+        until(lambda: len(members()) == 1, 120)
+        assert skyward_etcd.lock("l").acquire(timeout=30).token > token
+
+
+def test_killed_nodes_are_replaced_and_the_replacements_have_members() -> None:
+    with pool_of(3) as pool:
+        until(lambda: len(members()) == 3)
+        sky.counter("kept").add(5)
+        before = set(members())
+        gone = min(before)
+        kill_node(gone)
+        until(lambda: gone not in members(), 60)
+        until(lambda: len(members()) == 3 and set(members()) != before, 180)
+        assert sky.counter("kept").get() == 5
+        assert len(session() @ pool) == 3
+
+
+def _goes_on() -> bool:
+    try:
+        skyward_etcd.counter("goes on").increment()
+    except (QuorumLost, OutcomeUnknown, Unavailable):
+        time.sleep(0.5)
+        return False
+    return True
