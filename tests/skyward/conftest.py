@@ -27,7 +27,7 @@ def is_inside() -> bool:
 
 
 @contextmanager
-def pool_of(nodes: Any, *, executor: str = "thread", concurrency: int = 1, plugin: bool = True) -> Generator[Any]:
+def pool_of(nodes: Any, *, executor: str = "thread", concurrency: int = 1, **more: Any) -> Generator[Any]:
     """Open a pool with our plugin, on a daemon of its own in this process."""
     import skyward as sky
 
@@ -43,8 +43,9 @@ def pool_of(nodes: Any, *, executor: str = "thread", concurrency: int = 1, plugi
             image=sky.Image(python="3.12"),
             database=database,
             console=False,
-            plugins=[Etcd()] if plugin else [],
+            plugins=[Etcd()],
             executor=sky.Executor(executor, concurrency=concurrency),
+            **more,
         ) as pool:
             yield pool
     finally:

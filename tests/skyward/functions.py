@@ -11,7 +11,8 @@ from typing import Any
 import cloudpickle
 import skyward as sky
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
+by_value: Any = cloudpickle
+by_value.register_pickle_by_value(sys.modules[__name__])
 
 
 @sky.function
@@ -28,7 +29,7 @@ def use_all(name: str, workers: int) -> dict[str, Any]:
         tally.add()
         work.offer((me, number))
     gate.wait(120)
-    taken = []
+    taken: list[Any] = []
     while (item := work.poll()) is not None:
         taken.append(item)
     for _ in range(5):
@@ -72,13 +73,28 @@ def ours(name: str) -> tuple[int, bool, int]:
 
 
 @sky.function
+def whats_wrong() -> list[str]:
+    """Use a collection of Skyward's and one of ours, and say what they raise."""
+    import skyward_etcd
+
+    raised: list[str] = []
+    for collections in (sky, skyward_etcd):
+        try:
+            collections.dict("d").get("k")
+        except RuntimeError as error:
+            raised.append(type(error).__name__)
+    return raised
+
+
+@sky.function
 def begin_writing(name: str, seconds: float) -> str:
     """Write, and read what was written, for a while, in a thread that outlives this call; leave the tale in a dict."""
     info = sky.instance_info()
 
     def write() -> None:
         mine, log = sky.dict(f"{name}-{info.node}"), sky.dict(f"{name}-tales")
-        acknowledged, longest_write, longest_read, troubles = 0, 0.0, 0.0, []
+        acknowledged, longest_write, longest_read = 0, 0.0, 0.0
+        troubles: list[str] = []
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             try:
@@ -101,4 +117,4 @@ def begin_writing(name: str, seconds: float) -> str:
         }
 
     threading.Thread(target=write, daemon=True).start()
-    return info.node
+    return str(info.node)

@@ -9,9 +9,9 @@ import pytest
 import skyward as sky
 
 import skyward_etcd
-from skyward_etcd.errors import OutcomeUnknown, QuorumLost, Unavailable
+from skyward_etcd.errors import NotConnected, OutcomeUnknown, QuorumLost, Unavailable
 from tests.skyward.conftest import kill_node, pool_of, until
-from tests.skyward.functions import session
+from tests.skyward.functions import session, whats_wrong
 from tests.skyward.test_pool import members
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -49,6 +49,13 @@ def test_killed_nodes_are_replaced_and_the_replacements_have_members() -> None:
         until(lambda: len(members()) == 3 and set(members()) != before, 180)
         assert sky.counter("kept").get() == 5
         assert len(session() @ pool) == 3
+
+
+def test_a_pool_without_a_cluster_raises_as_skyward_does() -> None:
+    with pool_of(1, options=sky.Options(cluster=False)) as pool:
+        assert whats_wrong() >> pool == ["NotOnANodeError", "NotConnected"]
+        with pytest.raises(NotConnected, match="no cluster"):
+            skyward_etcd.dict("d").get("k")
 
 
 def _goes_on() -> bool:

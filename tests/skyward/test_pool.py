@@ -58,8 +58,8 @@ def test_the_driver_uses_both_through_the_pools_tunnel(pool: Any) -> None:
     sky.counter("driver").add(2)
     assert skyward_etcd.counter("driver").increment() == 3
     assert sky.counter("driver").get() == 3
-    sky.queue("driver").offer({"a": 1})
-    assert skyward_etcd.queue("driver").get(timeout=5) == {"a": 1}
+    sky.queue("driver-work").offer({"a": 1})
+    assert skyward_etcd.queue("driver-work").get(timeout=5) == {"a": 1}
 
 
 def test_three_nodes_have_a_member_and_the_name_says_which(pool: Any) -> None:
