@@ -38,9 +38,9 @@ __all__ = [
     "Remove",
     "Start",
     "Step",
-    "answers",
     "hand_over",
     "next_step",
+    "responds",
 ]
 
 _log = logging.getLogger("skyward_etcd.cluster")
@@ -368,7 +368,7 @@ def _listed(reply: Any) -> list[Listed]:
 # --- one member
 
 
-def answers(endpoint: str, *, tls: Tls | None = None) -> bool:
+def responds(endpoint: str, *, tls: Tls | None = None) -> bool:
     """Tell whether a member says anything at all, quorum or not. Takes a second at most."""
     try:
         with contextlib.closing(Wire((endpoint,), tls=tls)) as wire:

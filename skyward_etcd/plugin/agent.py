@@ -1,6 +1,6 @@
 """A node's part in its pool's cluster: it finds or founds it, runs a member if it is to, and keeps it whole.
 
-There is no coordinator: nodes come and go without a word. Each looks several times a second at what the cluster and the
+There is no coordinator: nodes come and go without a word. Each looks twice a second at what the cluster and the
 other nodes say, and does what the rules of `roster` leave to it. Nobody waits for that: a node serves as soon as it
 knows one member, and goes on wherever the members are.
 """
@@ -15,8 +15,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 from zlib import crc32
 
@@ -26,7 +28,7 @@ from skyward_etcd.cluster.binary import Etcd, Verdict, grade, spell
 from skyward_etcd.cluster.bootstrap import free_ports
 from skyward_etcd.cluster.lifeline import SCRATCH
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken
-from skyward_etcd.cluster.membership import Listed, Membership, answers, hand_over
+from skyward_etcd.cluster.membership import Listed, Membership, hand_over, responds
 from skyward_etcd.errors import EtcdError, LockTimeout, PoolError, Unavailable
 from skyward_etcd.plugin import roster
 from skyward_etcd.plugin.relay import Relay
@@ -38,9 +40,13 @@ from skyward_etcd.session.session import Session, Tls
 
 __all__ = ["Agent", "Home"]
 
+L = TypeVar("L", Listener, Relay)
+
 _log = logging.getLogger("skyward_etcd.plugin")
 
-_EVERY_S = 0.25
+_EVERY_S = 0.5
+_IN_TROUBLE_S = 0.25
+"""While a member or the majority is silent."""
 _ASK_S = 1.0
 _START_S = 30.0
 _FIND_S = 120.0
@@ -90,11 +96,6 @@ class Home:
         """The file that lets the node's processes in."""
         return self.directory / "access.json"
 
-    @property
-    def relay_port(self) -> int:
-        """Where this machine itself reaches a member, whichever."""
-        return self.port + 3
-
 
 class Agent:
     """The agent of one node: `start` it once, `close` it once."""
@@ -121,6 +122,7 @@ class Agent:
         self._lost_since: float | None = None
         self._large_since: float | None = None
         self._silent: dict[str, float] = {}
+        """The hosts whose members do not answer, and since when."""
         self._turn = 0
         self._open = contextlib.ExitStack()
 
@@ -133,7 +135,7 @@ class Agent:
         home = self._home
         home.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.ExitStack() as opened:
-            listener = Listener(home.host, home.port + 2, home.tls, self._word)
+            listener = _listening(home, home.port + 2, lambda port: Listener(home.host, port, home.tls, self._word))
             opened.callback(listener.close)
             opened.callback(self._end_member)
             cluster = self._find()
@@ -141,7 +143,8 @@ class Agent:
                 self._cluster, self._client = cluster, _client(cluster, home.node)
                 self._seats = _seats_of(cluster)
                 self._peers()
-            opened.callback(Relay(home.relay, home.relay_port, self._endpoints).close)
+            relay = _listening(home, home.port + 3, lambda port: Relay(home.relay, port, self._endpoints))
+            opened.callback(relay.close)
             self._session = self._join()
             self._publish()
             self._looking = threading.Thread(target=self._run, name="skyward-etcd", daemon=True)
@@ -189,7 +192,7 @@ class Agent:
                     f"no node of this pool has a cluster after {_FIND_S:g} s: is port {self._home.port + 2} open "
                     "between the nodes, and has the node that opens the pool started?"
                 )
-            self._closing.wait(_EVERY_S)
+            self._closing.wait(_IN_TROUBLE_S)
 
     def _found(self) -> Cluster:
         """Start the first member of a first cluster."""
@@ -231,7 +234,7 @@ class Agent:
     # --- what is done over and over
 
     def _run(self) -> None:
-        while not self._closing.wait(_EVERY_S):
+        while not self._closing.wait(_IN_TROUBLE_S if self._lost_since or self._silent else _EVERY_S):
             try:
                 self._look()
             except Exception as error:  # noqa: BLE001  whatever it is, the next look may do better
@@ -251,7 +254,10 @@ class Agent:
         self._follow({member.name: self._endpoint(_seat(member).host) for member in listed if not member.learner})
         self._look_around()
         if self._member:
+            self._look_at_members()
             self._bury()
+        elif self._silent:
+            self._look_at_members()
         self._grow_or_shrink()
 
     def _tend_member(self) -> None:
@@ -289,17 +295,38 @@ class Agent:
             if answer and (newer := _newest({host: answer})) and newer.supersedes(self._known):
                 self._adopt(newer)
 
+    def _look_at_members(self) -> None:
+        """See which of the other members answer, and have our clients try those first.
+
+        A call that hangs because the leader is gone goes to another member after 3 s: that should be a living one.
+        """
+        hosts = [seat.host for seat in self._voting() if seat.host != self._home.host]
+        if not hosts:
+            self._silent = {}
+            return
+
+        def is_silent(host: str) -> bool:
+            return not responds(self._endpoint(host), tls=self._client)
+
+        now, before = time.monotonic(), set(self._silent)
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            silent = [host for host, tells in zip(hosts, pool.map(is_silent, hosts), strict=True) if tells]
+        self._silent = {host: self._silent.get(host, now) for host in silent}
+        if set(silent) != before:
+            with self._guard:
+                self._publish()
+                if self._session:
+                    self._session.follow(self._endpoints())
+
     def _bury(self) -> None:
         """Take members off the list that are dead, or have not answered for a while."""
-        others = [seat for seat in self._seats if seat.name and seat.votes and seat.host != self._home.host]
-        silent = [seat for seat in others if not answers(self._endpoint(seat.host), tls=self._client)]
-        now = time.monotonic()
-        self._silent = {seat.name: self._silent.get(seat.name, now) for seat in silent}
-        if not 0 < len(silent) < (len(others) + 1) / 2:  # more than that cannot be removed by those who are left
+        silent = [seat for seat in self._voting() if seat.name and seat.host in self._silent]
+        if not silent or 2 * len(silent) >= len(self._voting()):  # those who are left could not do it
             return
         words = self._words(self._ask_others(seat.host for seat in silent))
         for seat in silent:
-            if roster.is_dead(seat, self._peers(), words) or now - self._silent[seat.name] > _SILENT_S:
+            long_ago = time.monotonic() - self._silent[seat.host] > _SILENT_S
+            if long_ago or roster.is_dead(seat, self._peers(), words):
                 _log.warning("etcd member %s of %s is gone: it is taken off the list", seat.name, seat.host)
                 self._members().remove(seat.name, timeout_s=_ASK_S)
 
@@ -385,6 +412,7 @@ class Agent:
         """Look for a newer cluster, or for members that we have not heard of; restore the cluster if that is ours."""
         now = time.monotonic()
         self._lost_since = self._lost_since or now
+        self._look_at_members()
         answers = self._ask_others(self._peers())
         newer = _newest(answers)
         if newer and newer.supersedes(self._known):
@@ -431,6 +459,7 @@ class Agent:
             self._cluster = newer
             self._seats = _seats_of(newer)
             self._lost_since = None
+            self._silent = {}
             self._publish()
             if self._session:
                 self._session.start_over(self._endpoints(), newer.story)
@@ -523,12 +552,13 @@ class Agent:
         access.write(self._home.access)
 
     def _endpoints(self) -> tuple[str, ...]:
-        """Return the members as it suits this node: its own first, the others spread out."""
+        """Return the members as it suits this node: its own first, the others spread out, the silent last."""
         mine = self._endpoint(self._home.host)
         others = sorted(endpoint for endpoint in self._known.members.values() if endpoint != mine)
         first = crc32(self._home.node.encode()) % len(others) if others else 0
         own = (mine,) if mine in self._known.members.values() else ()
-        return (*own, *others[first:], *others[:first])
+        silent = {self._endpoint(host) for host in self._silent}
+        return (*own, *sorted((*others[first:], *others[:first]), key=silent.__contains__))
 
     def _endpoint(self, host: str) -> str:
         return f"{host}:{self._home.port}"
@@ -567,6 +597,15 @@ class Agent:
             if before:
                 before.close()
         return self._membership
+
+
+def _listening(home: Home, port: int, listen: Callable[[int], L]) -> L:
+    try:
+        return listen(port)
+    except OSError as error:
+        raise PoolError(
+            f"node {home.node} cannot listen on port {port} ({error}): give the plugin another, as in Etcd(port=2479)"
+        ) from error
 
 
 def _newest(answers: Mapping[str, Answer]) -> Cluster | None:

@@ -47,10 +47,26 @@ def pool_of(nodes: Any, *, executor: str = "thread", concurrency: int = 1, **mor
             executor=sky.Executor(executor, concurrency=concurrency),
             **more,
         ) as pool:
+            _await_its_daemon(pool, nodes)
             yield pool
     finally:
         for file in database.parent.glob(f"{database.name}*"):
             file.unlink()
+
+
+def _await_its_daemon(pool: Any, nodes: int) -> None:
+    """Skyward's daemon does not see its own cluster for a while, now and then: that is not what we test."""
+    from skyward.core.errors import SkywardError
+
+    from tests.skyward.functions import hello
+
+    def is_well() -> bool:
+        try:
+            return len(hello() @ pool) == nodes
+        except SkywardError:
+            return False
+
+    until(is_well, 150.0)
 
 
 def nsdocker(*arguments: str) -> str:

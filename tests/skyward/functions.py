@@ -16,6 +16,12 @@ by_value.register_pickle_by_value(sys.modules[__name__])
 
 
 @sky.function
+def hello() -> int:
+    """Be there."""
+    return os.getpid()
+
+
+@sky.function
 def use_all(name: str, workers: int) -> dict[str, Any]:
     """Use all six collections with everybody else, and say what this node has seen."""
     info = sky.instance_info()

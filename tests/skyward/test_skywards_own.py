@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 ON_A_POOL = """
 import pytest
+import skyward
+from skyward.core import compute  # as their own conftest does: pytest-describe traces what its tests import
+
 from tests.skyward.conftest import pool_of
 
 @pytest.fixture(scope="session")
