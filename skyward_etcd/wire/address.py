@@ -26,7 +26,7 @@ class Tls:
     ca: bytes
     certificate: bytes | None = None
     key: bytes | None = field(default=None, repr=False)
-    by_name: bool = True
+    by_name: bool = field(default=True, kw_only=True)
     """Whether a certificate has to name the address that it was found at; if not, who has signed it is enough."""
 
     @cached_property
