@@ -39,9 +39,7 @@ class Tls:
     @property
     def http_context(self) -> ssl.SSLContext:
         """The same for plain HTTP, a new one each time."""
-        context = ssl.create_default_context(cadata=self.ca.decode())
         context = self._context(ssl.Purpose.SERVER_AUTH)
-        context.set_alpn_protocols(["h2"])
         context.check_hostname = self.by_name
         return context
 

@@ -55,10 +55,8 @@ TABLE = {
         must_not_contain=("google.protobuf",),
     ),
     "work": Layer(may_import=("active", "session")),
-    "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session")),
     "cli": Layer(may_import=("pool", "cluster", "active", "collections", "operate", "session", "plugin", "work")),
     "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session", "wire.address")),
-    "cli": Layer(may_import=("pool", "cluster", "active", "collections", "session", "plugin")),
     "testing": Layer(
         may_import=(
             "wire",
