@@ -29,6 +29,7 @@ def test_what_is_written_again_is_as_it_was_written_last() -> None:
         assert (notes.get("one"), notes.get("two")) == (number, -number)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_promise_holds_where_everything_is_forgotten_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Forgetful(Notes):
