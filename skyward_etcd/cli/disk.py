@@ -11,6 +11,7 @@ import click
 from skyward_etcd.cli.output import in_mb, say_json
 from skyward_etcd.cli.target import TEMPORARY, Target, on_a_cluster, stop
 from skyward_etcd.cluster import binary, bootstrap, recovery
+from skyward_etcd.errors import QuorumLost
 from skyward_etcd.session import recovered
 
 __all__ = ["COMMANDS"]
@@ -62,7 +63,10 @@ def recover(directory: Path) -> None:
     or not. All locks and claims are free; fencing tokens go on growing. No pool may use the directory meanwhile.
     """
     etcd = binary.find(durable=True, members=len(bootstrap.planned(directory)))
-    done = recovery.recover_directory(directory, etcd, make_fit=recovered.make_fit)
+    try:
+        done = recovery.recover_directory(directory, etcd, make_fit=recovered.make_fit)
+    except QuorumLost as error:
+        stop(str(error))  # for good: trying again does not help
     click.echo(f"recovered from member {done.source}, which had everything up to revision {done.revision}")
     click.echo("lost: what the lost members had acknowledged after that; what was got from queues since comes again")
     for left in done.left:
