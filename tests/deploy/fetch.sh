@@ -26,11 +26,11 @@ debian update
 (cd "$apt/packages" && debian download etcd-server etcd-client)
 (cd "$apt/packages" && apt-get --quiet=2 --option APT::Sandbox::User= download bubblewrap) # of this system: it is linked to its libraries
 for package in "$apt"/packages/*.deb; do
-    dpkg-deb --extract "$package" "$apt/root"
+    dpkg-deb --extract "$package" "$apt/unpacked"
 done
 mkdir -p "$directory/bin" "$directory/sandbox"
-mv "$apt"/root/usr/bin/etcd* "$directory/bin/"
-mv "$apt/root/usr/bin/bwrap" "$directory/sandbox/"
+mv "$apt"/unpacked/usr/bin/etcd* "$directory/bin/"
+mv "$apt/unpacked/usr/bin/bwrap" "$directory/sandbox/"
 rm -r "$apt"
 "$directory/bin/etcd" --version | head -n 1
 "$directory/sandbox/bwrap" --version
