@@ -162,14 +162,15 @@ def connect(
         secret: signs and checks pickled values; by default from ``SKYWARD_ETCD_SECRET``; without it they are refused.
         user: of etcd's own authentication; by default from ``SKYWARD_ETCD_USER``.
         password: the user's; by default from ``SKYWARD_ETCD_PASSWORD``.
-        tls: ``Tls(ca=…, certificate=…, key=…)`` in PEM, for a cluster that wants it; by default from the files that
-            ``SKYWARD_ETCD_TLS_CA``, ``SKYWARD_ETCD_TLS_CERTIFICATE`` and ``SKYWARD_ETCD_TLS_KEY`` name.
+        tls: ``Tls.of_files(ca, certificate, key)``, for a cluster that wants it, or ``Tls`` of the same as PEM data; by
+            default of the files that ``SKYWARD_ETCD_TLS_CA``, ``SKYWARD_ETCD_TLS_CERTIFICATE`` and
+            ``SKYWARD_ETCD_TLS_KEY`` name. Files that are replaced are read again: each new connection takes the new.
 
     Raises:
         NotConnected: there are no endpoints.
         OSError: a file with a certificate cannot be read.
         PermissionDenied: the cluster does not know the user (on entering the block).
-        TypeError, ValueError: what was given is not ``host:port``, or no secret.
+        TypeError, ValueError: what was given is not ``host:port``, no secret, or no certificate with its key.
         Unavailable: no endpoint answers (on entering the block).
     """
     given = endpoints.split(",") if isinstance(endpoints, str) else endpoints
@@ -182,12 +183,15 @@ def connect(
         raise ValueError("connect(): user and password go together (or SKYWARD_ETCD_USER and SKYWARD_ETCD_PASSWORD)")
     if secret is not None and not isinstance(secret, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"connect(): a secret is bytes, not {type(secret).__name__}")
+    shown = tls or _tls_of_files()
+    if shown:
+        shown.check()
     return Connection(
         Session(
             where,
             namespace=namespace or config.namespace(),
             secret=secret or config.secret(),
-            tls=tls or _tls_of_files(),
+            tls=shown,
             login=Login(who, known) if who and known else None,
         )
     )
@@ -197,8 +201,7 @@ def _tls_of_files() -> Tls | None:
     files = config.tls_files()
     if files is None:
         return None
-    certificate, key = (path.read_bytes() if path else None for path in (files.certificate, files.key))
-    return Tls(files.ca.read_bytes(), certificate, key)
+    return Tls.of_files(files.ca, files.certificate, files.key)
 
 
 # ---- the active session

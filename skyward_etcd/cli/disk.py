@@ -26,10 +26,10 @@ def snapshot(target: Target, file: Path) -> None:
     They are those of the member that has the newest; a majority is not needed. FILE is replaced when the whole is
     there and its hash is right, and is for its owner's eyes. With etcd's authentication it takes the user root.
     """
-    answers = target.survey().answers
-    if not answers:
-        stop("nobody answers: `skyward-etcd doctor` says more", TEMPORARY)
-    newest = max(answers, key=lambda each: each.revision)
+    found = target.survey()
+    if not found.answers:
+        stop(f"nobody answers: {'; '.join(str(error) for _, error in found.failures)}", TEMPORARY)
+    newest = max(found.answers, key=lambda each: each.revision)
     with contextlib.closing(recovery.wire_to(newest.endpoint, tls=target.tls, login=target.login)) as wire:
         size = recovery.download(wire, file)
     if target.as_json:

@@ -166,8 +166,7 @@ def _login(user: str | None, password_file: Path | None) -> Login | None:
 
 
 def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
+    if (certificate or key) and not ca:
+        raise ValueError("--certificate and --key want --ca too: who has signed the members' certificates")
     files = TlsFiles(ca, certificate, key) if ca else config.tls_files()
-    if files is None:
-        return None
-    ours, its_key = (path.read_bytes() if path else None for path in (files.certificate, files.key))
-    return Tls(files.ca.read_bytes(), ours, its_key)
+    return Tls.of_files(files.ca, files.certificate, files.key) if files else None

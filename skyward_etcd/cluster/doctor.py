@@ -9,6 +9,7 @@ from enum import IntEnum
 from skyward_etcd.cluster.binary import Verdict, grade, spell
 from skyward_etcd.cluster.survey import Answer, Listed, Survey
 from skyward_etcd.errors import PermissionDenied
+from skyward_etcd.wire.tls import is_about_certificates
 
 __all__ = ["Finding", "Severity", "diagnose", "majority_of"]
 
@@ -64,6 +65,16 @@ def _reach(survey: Survey) -> Iterator[Finding]:
     """Who does not answer."""
     refused = [where for where, error in survey.failures if isinstance(error, PermissionDenied)]
     silent = [(where, error) for where, error in survey.failures if where not in refused]
+    strangers = [(where, error) for where, error in silent if is_about_certificates(str(error))]
+    if strangers:
+        yield Finding(
+            "wrong-certificates",
+            Severity.PROBLEM,
+            f"we and {', '.join(where for where, _ in strangers)} do not accept each other: {strangers[0][1]}",
+            "check the files of --ca, --certificate and --key (SKYWARD_ETCD_TLS_CA, _CERTIFICATE, _KEY): `openssl x509 "
+            "-noout -issuer -subject -enddate -ext subjectAltName -in FILE` shows what they say",
+        )
+        silent = [each for each in silent if each not in strangers]
     if not survey.answers and silent and not refused:
         where = ", ".join(where for where, _ in silent)
         yield Finding(

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from skyward_etcd.cluster import private
 from skyward_etcd.errors import PoolError
-from skyward_etcd.wire.address import Tls
+from skyward_etcd.wire.tls import Tls
 
-__all__ = ["Authorities", "Authority", "MemberFiles", "make", "write"]
+__all__ = ["LIFETIME", "Authorities", "Authority", "MemberFiles", "make", "write"]
 
-_DAYS = 397
+LIFETIME = dt.timedelta(days=397)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -37,9 +37,9 @@ class Authorities:
     peers: Authority
     clients: Authority
 
-    def client(self, name: str) -> Tls:
+    def client(self, name: str, *, lifetime: dt.timedelta = LIFETIME) -> Tls:
         """Issue what a client of this name needs: for its own process, or for those who start it."""
-        certificate, key = _issue(self.clients, name, ())
+        certificate, key = _issue(self.clients, name, (), lifetime)
         return Tls(self.clients.certificate, certificate, key)
 
 
@@ -75,16 +75,20 @@ def make() -> Authorities:
     return Authorities(_authority("skyward-etcd peers"), _authority("skyward-etcd clients"))
 
 
-def write(authorities: Authorities, directory: Path, name: str, hosts: Sequence[str]) -> MemberFiles:
-    """Issue a member's certificates for the addresses at which it is reached, and write them where only we can read."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+def write(
+    authorities: Authorities, directory: Path, name: str, hosts: Sequence[str], *, lifetime: dt.timedelta = LIFETIME
+) -> MemberFiles:
+    """Issue a member's certificates for the addresses at which it is reached, and write them where only we can read.
+
+    A member that runs takes what it finds there at each handshake, but for the authorities: these it reads once.
+    """
+    private.directory(directory)
     names = (*dict.fromkeys((*hosts, *_LOOPBACK)),)
     for role, authority in (("client", authorities.clients), ("peer", authorities.peers)):
-        certificate, key = _issue(authority, name, names)
-        for file, data in ((f"{role}.ca.crt", authority.certificate), (f"{role}.crt", certificate)):
-            (directory / file).write_bytes(data)
-        with os.fdopen(os.open(directory / f"{role}.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-            out.write(key)
+        certificate, key = _issue(authority, name, names, lifetime)
+        private.write(directory / f"{role}.ca.crt", authority.certificate)
+        private.write(directory / f"{role}.key", key)
+        private.write(directory / f"{role}.crt", certificate)
     return MemberFiles(directory)
 
 
@@ -109,7 +113,7 @@ def _authority(name: str) -> Authority:
     key, subject = _key(), _named(name)
     usage = _usage(x509, key_cert_sign=True, crl_sign=True)
     certificate = (
-        _certificate(subject, subject, key.public_key())
+        _certificate(subject, subject, key.public_key(), LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -118,7 +122,7 @@ def _authority(name: str) -> Authority:
     return Authority(_pem(certificate), _secret(key))
 
 
-def _issue(authority: Authority, name: str, hosts: Sequence[str]) -> tuple[bytes, bytes]:
+def _issue(authority: Authority, name: str, hosts: Sequence[str], lifetime: dt.timedelta) -> tuple[bytes, bytes]:
     """Return a certificate and its key. It serves for both ends: etcd calls itself with its server's."""
     x509 = _x509()
     from cryptography.hazmat.primitives import hashes
@@ -130,7 +134,7 @@ def _issue(authority: Authority, name: str, hosts: Sequence[str]) -> tuple[bytes
     signed_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())
     both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     draft = (
-        _certificate(_named(name), issuer.subject, key.public_key())
+        _certificate(_named(name), issuer.subject, key.public_key(), lifetime)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(x509, digital_signature=True), critical=True)
         .add_extension(both, critical=False)
@@ -143,7 +147,7 @@ def _issue(authority: Authority, name: str, hosts: Sequence[str]) -> tuple[bytes
     return _pem(draft.sign(signing, hashes.SHA256())), _secret(key)
 
 
-def _certificate(subject: Any, issuer: Any, public_key: Any) -> Any:
+def _certificate(subject: Any, issuer: Any, public_key: Any, lifetime: dt.timedelta) -> Any:
     x509, now = _x509(), dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
@@ -152,7 +156,7 @@ def _certificate(subject: Any, issuer: Any, public_key: Any) -> Any:
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(hours=1))  # the machines' clocks differ
-        .not_valid_after(now + dt.timedelta(days=_DAYS))
+        .not_valid_after(now + lifetime)
     )
 
 

@@ -7,11 +7,13 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-from skyward_etcd.wire.address import Address, Tls
+from skyward_etcd.session.session import Tls
+from skyward_etcd.wire.address import Address
 
 __all__ = ["Listener", "ask", "ask_all"]
 
@@ -20,8 +22,10 @@ _log = logging.getLogger("skyward_etcd.plugin")
 _LENGTH = 4
 _MOST_BYTES = 1 << 20
 _PATIENCE_S = 5.0
-"""For one who has called and says nothing."""
+"""For one who has called, to say all that there is to say."""
 _AT_ONCE = 16
+_CALLERS = 64
+"""Who are listened to at once, before it is known who they are. More are hung up on: they ask again."""
 
 Answer = dict[str, Any]
 
@@ -33,6 +37,7 @@ class Listener:
         self._server = socket.create_server((host, port), backlog=64)
         self._context = tls.accepting if tls else None
         self._answer = answer
+        self._callers = threading.Semaphore(_CALLERS)
         threading.Thread(target=self._accept, name="skyward-etcd-talk", daemon=True).start()
 
     def close(self) -> None:
@@ -47,16 +52,22 @@ class Listener:
                 connection, _ = self._server.accept()
             except OSError:  # closed
                 return
-            threading.Thread(target=self._serve, args=(connection,), name="skyward-etcd-talk", daemon=True).start()
+            if self._callers.acquire(blocking=False):
+                threading.Thread(target=self._serve, args=(connection,), name="skyward-etcd-talk", daemon=True).start()
+            else:
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(_PATIENCE_S)
+        deadline = time.monotonic() + _PATIENCE_S
         try:
             with self._context.wrap_socket(connection, server_side=True) if self._context else connection as secured:
-                _receive(secured)
+                _receive(secured, deadline)
                 _send(secured, self._answer())
         except (OSError, ValueError) as error:
             _log.debug("a caller was not answered: %s", error)
+        finally:
+            self._callers.release()
 
 
 def ask(host: str, port: int, tls: Tls | None, timeout_s: float) -> Answer | None:
@@ -65,7 +76,7 @@ def ask(host: str, port: int, tls: Tls | None, timeout_s: float) -> Answer | Non
         with Address(host, port, tls is not None).connect(timeout_s, tls) as connection:
             connection.settimeout(timeout_s)
             _send(connection, {})
-            return _receive(connection)
+            return _receive(connection, time.monotonic() + timeout_s)
     except (OSError, ValueError):
         return None
 
@@ -89,19 +100,24 @@ def _send(connection: socket.socket, message: Answer) -> None:
     connection.sendall(len(data).to_bytes(_LENGTH, "big") + data)
 
 
-def _receive(connection: socket.socket) -> Answer:
-    size = int.from_bytes(_exactly(connection, _LENGTH), "big")
+def _receive(connection: socket.socket, deadline: float) -> Answer:
+    size = int.from_bytes(_exactly(connection, _LENGTH, deadline), "big")
     if size > _MOST_BYTES:
         raise ValueError(f"a message of {size} bytes")
-    message: Any = json.loads(_exactly(connection, size))
+    try:
+        message: Any = json.loads(_exactly(connection, size, deadline))
+    except RecursionError as error:
+        raise ValueError("a message that is nested too deeply") from error
     if type(message) is not dict:
         raise ValueError(f"a message that is a {type(message).__name__}")
     return cast("Answer", message)
 
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
+def _exactly(connection: socket.socket, size: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < size:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the other side takes too long")
         part = connection.recv(size - len(data))
         if not part:
             raise ConnectionError("the other side has left")

@@ -2,62 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
-import ssl
-import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
-__all__ = ["Address", "Place", "Tls", "shared_out", "unconnected"]
+from skyward_etcd.wire.tls import Tls
+
+__all__ = ["Address", "Place", "shared_out", "unconnected"]
 
 Place = tuple[int, Any]
 """A family of addresses, and one of them."""
-
-
-@dataclass(frozen=True)
-class Tls:
-    """PEM data for a cluster that wants TLS: its client CA, and our certificate and key."""
-
-    ca: bytes
-    certificate: bytes | None = None
-    key: bytes | None = field(default=None, repr=False)
-    by_name: bool = field(default=True, kw_only=True)
-    """Whether a certificate has to name the address that it was found at; if not, who has signed it is enough."""
-
-    @cached_property
-    def context(self) -> ssl.SSLContext:
-        """What verifies the members and shows them who we are."""
-        context = self.http_context
-        context.set_alpn_protocols(["h2"])
-        return context
-
-    @property
-    def http_context(self) -> ssl.SSLContext:
-        """The same for plain HTTP, a new one each time."""
-        context = self._context(ssl.Purpose.SERVER_AUTH)
-        context.check_hostname = self.by_name
-        return context
-
-    @cached_property
-    def accepting(self) -> ssl.SSLContext:
-        """What shows callers who we are, and lets in those only whom the CA has signed."""
-        context = self._context(ssl.Purpose.CLIENT_AUTH)
-        context.verify_mode = ssl.CERT_REQUIRED
-        return context
-
-    def _context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
-        context = ssl.create_default_context(purpose, cadata=self.ca.decode())
-        if not self.by_name:  # nor do such authorities take care of what Python 3.13 wants to see beside a signature
-            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if self.certificate and self.key:
-            with _file_of(self.certificate + b"\n" + self.key) as path:
-                context.load_cert_chain(path)
-        return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,17 +130,3 @@ def _is_host(text: str) -> bool:
 
 def _is_port(text: str) -> bool:
     return text.isascii() and text.isdigit() and 0 < int(text) < 65536
-
-
-@contextlib.contextmanager
-def _file_of(data: bytes) -> Generator[str]:
-    """Yield a path to read the data from: ``ssl`` takes keys from files only, and this one never reaches a disk."""
-    if hasattr(os, "memfd_create"):
-        with os.fdopen(os.memfd_create("skyward-etcd-key"), "wb", buffering=0) as file:
-            file.write(data)
-            yield f"/proc/self/fd/{file.fileno()}"
-    else:
-        with tempfile.NamedTemporaryFile() as named:  # 0600
-            named.write(data)
-            named.flush()
-            yield named.name

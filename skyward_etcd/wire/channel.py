@@ -11,12 +11,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol
 
-from skyward_etcd.wire.address import Address, Tls
+from skyward_etcd.wire.address import Address
 from skyward_etcd.wire.http2 import header_block
 from skyward_etcd.wire.loops import LoopChannel
 from skyward_etcd.wire.methods import HEALTH
 from skyward_etcd.wire.sockets import Pool
 from skyward_etcd.wire.status import CallFailed, Status
+from skyward_etcd.wire.tls import Tls
 
 __all__ = ["Channel", "Metadata", "RawStream", "SocketChannel", "open_channel"]
 

@@ -14,13 +14,16 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from google.protobuf.message import DecodeError
+
 from skyward_etcd import config
 from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
 from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire.address import Address, Tls
+from skyward_etcd.wire.address import Address
 from skyward_etcd.wire.channel import Channel, Metadata, RawStream, open_channel
 from skyward_etcd.wire.methods import AUTHENTICATE, Method
 from skyward_etcd.wire.status import CallFailed, Status, is_stale_token, translate
+from skyward_etcd.wire.tls import Tls
 
 __all__ = ["Login", "Stream", "Tls", "Wire"]
 
@@ -110,9 +113,9 @@ class Wire:
             if self._login and not token:
                 token = self._sign_on(channel, timeout_s)
             reply = channel.call(method.path, method.encode(request), timeout_s=timeout_s, metadata=token)
+            return _decoded(method, reply)
         except CallFailed as failure:
             raise self._failed(failure, endpoint, method.path, token) from None
-        return method.decode(reply)
 
     async def call_async(self, method: Method[Any, Reply], request: Any, *, timeout_s: float) -> Reply:
         """`call`, without blocking the event loop."""
@@ -123,9 +126,9 @@ class Wire:
             if self._login and not token:
                 token = await self._sign_on_async(channel, timeout_s)
             reply = await channel.call_async(method.path, method.encode(request), timeout_s=timeout_s, metadata=token)
+            return _decoded(method, reply)
         except CallFailed as failure:
             raise self._failed(failure, endpoint, method.path, token) from None
-        return method.decode(reply)
 
     def stream(self, method: Method[Any, Any], *, require_leader: bool = False) -> Stream:
         """Open a two-way stream at the preferred endpoint; blocking. It lasts until it is cancelled or breaks.
@@ -199,7 +202,7 @@ class Wire:
     def _checked(self, endpoints: Sequence[str]) -> tuple[str, ...]:
         addresses = [Address.parse(endpoint) for endpoint in endpoints]
         if self._tls is None and any(address.wants_tls for address in addresses):
-            raise ValueError("an https:// endpoint wants TLS: pass tls=Tls(ca=…)")
+            raise ValueError("an https:// endpoint wants TLS: pass tls=Tls.of_files(…), or set SKYWARD_ETCD_TLS_CA")
         return tuple(address.text for address in addresses)
 
     def _open(self, endpoint: str) -> Channel:
@@ -247,7 +250,7 @@ class Wire:
         return AUTHENTICATE.encode(pb.AuthenticateRequest(name=self._login.user, password=self._login.password))
 
     def _signed_on(self, reply: bytes) -> Metadata:
-        self._token = (("token", AUTHENTICATE.decode(reply).token),)
+        self._token = (("token", _decoded(AUTHENTICATE, reply).token),)
         return self._token
 
     def _failed(self, failure: CallFailed, endpoint: str, path: str, token: Metadata) -> SkywardEtcdError:
@@ -284,13 +287,20 @@ class Stream:
         """Yield what comes. Close what this returns when it is left before its end, which it holds a connection for."""
         try:
             for message in self._raw:
-                yield self._method.decode(message)
+                yield _decoded(self._method, message)
         except CallFailed as failure:
             raise self._failed(failure) from None
 
     def cancel(self) -> None:
         """End the stream: its iterator raises `Unavailable`."""
         self._raw.cancel()
+
+
+def _decoded(method: Method[Any, Reply], data: bytes) -> Reply:
+    try:
+        return method.decode(data)
+    except DecodeError as error:
+        raise CallFailed(Status.INTERNAL, f"its answer of {len(data):,} bytes is none of etcd's: {error}") from None
 
 
 _WIRES: weakref.WeakSet[Wire] = weakref.WeakSet()

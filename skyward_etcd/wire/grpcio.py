@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from skyward_etcd.errors import NotConnected
-from skyward_etcd.wire.address import Address, Tls
+from skyward_etcd.wire.address import Address
 from skyward_etcd.wire.status import CallFailed, Status
+from skyward_etcd.wire.tls import Tls
 
 try:
     import grpc
@@ -139,7 +140,7 @@ class GrpcioChannel:
         return self._loops[loop]
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
-        tls = self._tls
+        tls = self._tls and self._tls.latest()
         return grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate) if tls else None
 
 

@@ -7,7 +7,8 @@ import email.utils
 import time
 from dataclasses import dataclass
 
-from skyward_etcd.wire.address import Address, Tls
+from skyward_etcd.wire.address import Address
+from skyward_etcd.wire.tls import Tls
 
 __all__ = ["Page", "ask"]
 
@@ -27,12 +28,16 @@ def ask(endpoint: str, path: str, *, tls: Tls | None = None, timeout_s: float = 
     """Return what a member answers to GET, or ``None``: it may answer HTTP elsewhere, or not at all."""
     address = Address.parse(endpoint)
     request = f"GET {path} HTTP/1.0\r\nHost: {address.authority}\r\n\r\n".encode()
-    sent = time.time()
+    sent, deadline = time.time(), time.monotonic() + timeout_s
     answer = b""
     try:
         with contextlib.closing(address.connect(timeout_s, tls, for_http=True)) as connection:
             connection.sendall(request)
-            while len(answer) < _MOST_BYTES and (more := connection.recv(1 << 16)):
+            while len(answer) < _MOST_BYTES and (left_s := deadline - time.monotonic()) > 0:
+                connection.settimeout(left_s)
+                more = connection.recv(1 << 16)
+                if not more:
+                    break
                 answer += more
     except OSError:
         return None
@@ -46,7 +51,7 @@ def _clock(head: bytes, here: float) -> float | None:
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.lower() == b"date":
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, TypeError, OverflowError, IndexError):  # it is no date
                 there = email.utils.parsedate_to_datetime(value.strip().decode()).timestamp()
                 return there + 0.5 - here  # it says whole seconds
     return None

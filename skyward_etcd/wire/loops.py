@@ -13,10 +13,11 @@ import socket
 import ssl
 import time
 
-from skyward_etcd.wire.address import Address, Place, Tls, shared_out, unconnected
+from skyward_etcd.wire.address import Address, Place, shared_out, unconnected
 from skyward_etcd.wire.http2 import Exchange, Http2, ProtocolError
 from skyward_etcd.wire.sockets import ANSWER_S, IDLE_S, READ, answer_of, read_now
 from skyward_etcd.wire.status import CallFailed, Status
+from skyward_etcd.wire.tls import Tls, explained
 
 __all__ = ["LoopChannel"]
 
@@ -83,7 +84,7 @@ class LoopChannel:
         except TimeoutError:
             raise CallFailed(Status.DEADLINE_EXCEEDED, "no connection in time", maybe_applied=False) from None
         except OSError as error:
-            raise CallFailed(Status.UNAVAILABLE, f"no connection: {error}", maybe_applied=False) from error
+            raise CallFailed(Status.UNAVAILABLE, f"no connection: {explained(error)}", maybe_applied=False) from error
         connection = self._connection = _Connection(sock, self._loop, self._all, self._question)
         return connection
 
@@ -199,7 +200,7 @@ class _Connection:
                 if len(data) < READ and not isinstance(self._socket, ssl.SSLSocket):
                     break
         except (OSError, ProtocolError) as error:
-            self.lose(self.http.explain(str(error)))
+            self.lose(explained(self.http.explain(str(error))))
             return
         self._flush()
         if self.http.is_going and self.http.is_idle:

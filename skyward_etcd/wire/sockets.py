@@ -17,9 +17,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from skyward_etcd.wire.address import Address, Tls
+from skyward_etcd.wire.address import Address
 from skyward_etcd.wire.http2 import Exchange, Http2, ProtocolError
 from skyward_etcd.wire.status import CallFailed, Status
+from skyward_etcd.wire.tls import Tls, explained
 
 __all__ = ["READ", "Pool", "SocketStream", "answer_of", "read_now"]
 
@@ -79,7 +80,7 @@ class Pool:
         except BaseException as error:
             self._discard(connection)
             if isinstance(error, OSError):
-                raise CallFailed(Status.UNAVAILABLE, f"no stream: {error}", maybe_applied=False) from error
+                raise CallFailed(Status.UNAVAILABLE, f"no stream: {explained(error)}", maybe_applied=False) from error
             raise
 
     def close(self) -> None:
@@ -108,7 +109,7 @@ class Pool:
         try:
             connection = _Connection(self._address.connect(timeout_s, self._tls))
         except OSError as error:
-            raise CallFailed(Status.UNAVAILABLE, f"no connection: {error}", maybe_applied=False) from error
+            raise CallFailed(Status.UNAVAILABLE, f"no connection: {explained(error)}", maybe_applied=False) from error
         self._all.add(connection)
         if self._is_closed:
             self._discard(connection)
@@ -166,7 +167,7 @@ class _Connection:
         except TimeoutError:
             raise CallFailed(Status.DEADLINE_EXCEEDED, "no answer in time", maybe_applied=has_left) from None
         except (OSError, ProtocolError) as error:
-            details = self.http.explain(str(error))
+            details = explained(self.http.explain(str(error)))
             raise CallFailed(Status.UNAVAILABLE, details, maybe_applied=has_left) from error
         return exchange
 
@@ -259,7 +260,7 @@ class SocketStream:
                     yield messages.popleft()
                 self._check()
         except (OSError, ProtocolError) as error:
-            raise CallFailed(Status.UNAVAILABLE, str(error)) from error
+            raise CallFailed(Status.UNAVAILABLE, explained(error)) from error
         finally:
             self._discard()
         if self._exchange.status is not Status.OK:

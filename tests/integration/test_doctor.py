@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from skyward_etcd.cli.main import main
-from skyward_etcd.cluster import bootstrap, doctor, member
+from skyward_etcd.cluster import bootstrap, doctor, member, tls
 from skyward_etcd.cluster.binary import Etcd, Verdict, grade, inspect
 from skyward_etcd.cluster.bootstrap import LocalCluster
 from skyward_etcd.cluster.member import Member
@@ -27,6 +27,7 @@ from skyward_etcd.wire import http, methods
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.client import Login, Wire
 from tests.integration.conftest import BINARIES, any_usable, usable
+from tests.integration.secured import Cluster
 
 DEAD = "127.0.0.1:1"
 ABOUT_RELEASES = {"weak-version", "refused-version"}
@@ -72,6 +73,19 @@ def test_of_a_cluster_that_is_well_nothing_is_said(cluster: LocalCluster) -> Non
 
 
 # ---- who is there
+
+
+def test_it_tells_of_certificates_that_do_not_fit(tmp_path: Path) -> None:
+    with contextlib.closing(Cluster(any_usable(), tmp_path)) as cluster:
+        endpoint = cluster.found().endpoint
+        strangers = tls.make().client("stranger")
+        names = ("--ca", "--certificate", "--key")
+        for name, content in zip(names, (strangers.ca, strangers.certificate, strangers.key), strict=True):
+            (tmp_path / name).write_bytes(content or b"")
+        found = ask([endpoint], *(part for name in names for part in (name, str(tmp_path / name))))
+        assert endpoint in found["wrong-certificates"]["what"]
+        assert "not signed by the CA given" in found["wrong-certificates"]["what"]
+        assert "wrong-certificates" in ask([endpoint])
 
 
 def test_nobody_answers() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import ssl
 from collections.abc import Iterator
@@ -15,76 +14,13 @@ import pytest
 
 from skyward_etcd.active import connect
 from skyward_etcd.cluster import recovery, tls
-from skyward_etcd.cluster.binary import Etcd, inspect
-from skyward_etcd.cluster.bootstrap import free_ports
-from skyward_etcd.cluster.member import Member, MemberSpec
-from skyward_etcd.cluster.membership import Membership, hand_over
+from skyward_etcd.cluster.membership import hand_over
 from skyward_etcd.errors import Unavailable
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire import methods
-from skyward_etcd.wire.client import Tls, Wire
+from skyward_etcd.wire.client import Tls
 from tests.integration.conftest import BINARIES, usable
-
-
-class Cluster:
-    """Members of this test's own, under authorities of their own."""
-
-    def __init__(self, etcd: Path, directory: Path) -> None:
-        self.authorities = tls.make()
-        self.client = self.authorities.client("test")
-        self.members: dict[str, Member] = {}
-        self._etcd = Etcd(etcd, inspect(etcd) or (0, 0, 0), "test")
-        self._directory = directory
-        self._numbers = itertools.count(1)
-
-    def fresh(self) -> MemberSpec:
-        name = f"m{next(self._numbers)}"
-        client, peer, health = free_ports(3)
-        return MemberSpec(
-            name,
-            self._directory / name,
-            f"https://127.0.0.1:{client}",
-            f"https://127.0.0.1:{peer}",
-            {},
-            "test_tls",
-            state="existing",
-            files=tls.write(self.authorities, self._directory / f"{name}-tls", name, ["127.0.0.1"]),
-            health_url=f"http://127.0.0.1:{health}",
-        )
-
-    def found(self) -> None:
-        """Start the first member."""
-        spec = self.fresh()
-        self.start(replace(spec, state="new", initial_cluster={spec.name: spec.peer_url}, grows=True))
-
-    def start(self, spec: MemberSpec) -> None:
-        member = self.members[spec.name] = Member(self._etcd, spec)
-        member.start()
-        member.wait_ready()
-
-    def membership(self, size: int) -> Membership:
-        return Membership(
-            {name: member.spec.endpoint for name, member in self.members.items()}, size=size, tls=self.client
-        )
-
-    def grow(self, size: int) -> None:
-        with closing(self.membership(size)) as membership:
-            while len(self.members) < size:
-                membership.replace(self.fresh(), self.start)
-
-    def listed(self) -> list[str]:
-        reply: Any = self.ask(methods.MEMBER_LIST, pb.MemberListRequest(linearizable=True))
-        assert not any(member.isLearner for member in reply.members)
-        return sorted(member.name for member in reply.members)
-
-    def ask(self, method: Any, request: Any, *, shown: Tls | None = None, endpoint: str = "") -> Any:
-        endpoints = (endpoint,) if endpoint else tuple(member.spec.endpoint for member in self.members.values())
-        with closing(Wire(endpoints, tls=shown or self.client)) as wire:
-            return wire.call(method, request, timeout_s=3.0)
-
-    def close(self) -> None:
-        for member in self.members.values():
-            member.kill()
+from tests.integration.secured import Cluster
 
 
 @pytest.fixture(params=BINARIES)
