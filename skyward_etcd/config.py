@@ -13,6 +13,8 @@ __all__ = [
     "cache_dir",
     "compute_pool",
     "endpoints",
+    "environment_of_etcd",
+    "environment_without_secrets",
     "etcd_binary",
     "local_dir",
     "namespace",
@@ -26,6 +28,9 @@ __all__ = [
     "transport",
     "user",
 ]
+
+
+_SECRETS = frozenset({"SKYWARD_ETCD_SECRET", "SKYWARD_ETCD_PASSWORD"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +69,8 @@ def namespace() -> str:
 
 
 def secret() -> bytes | None:
-    """``SKYWARD_ETCD_SECRET``: signs and checks pickled values; without it they are refused."""
-    text = os.environ.get("SKYWARD_ETCD_SECRET", "")
+    """``SKYWARD_ETCD_SECRET``, or ``_SECRET_FILE`` for one in a file: signs and checks pickled values."""
+    text = _secret("SKYWARD_ETCD_SECRET")
     return text.encode() if text else None
 
 
@@ -75,8 +80,25 @@ def user() -> str:
 
 
 def password() -> str:
-    """``SKYWARD_ETCD_PASSWORD``: the user's."""
-    return os.environ.get("SKYWARD_ETCD_PASSWORD", "")
+    """``SKYWARD_ETCD_PASSWORD``, or ``_PASSWORD_FILE`` for one in a file: the user's."""
+    return _secret("SKYWARD_ETCD_PASSWORD")
+
+
+def _secret(name: str) -> str:
+    """Return a variable, or the text of the file that its namesake names, without the end of its last line."""
+    file = os.environ.get(f"{name}_FILE")
+    return os.environ.get(name, "") or (Path(file).read_text().rstrip("\r\n") if file else "")
+
+
+def environment_without_secrets() -> dict[str, str]:
+    """Return this process's environment for a program that needs none of the secrets in it."""
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
+
+
+def environment_of_etcd() -> dict[str, str]:
+    """Return what etcd and its tools are started with: they would take any flag from variables of theirs."""
+    plain = environment_without_secrets()
+    return {name: value for name, value in plain.items() if not name.startswith(("ETCD_", "ETCDCTL_"))}
 
 
 def tls_files() -> TlsFiles | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from skyward_etcd.cluster import binary
+from skyward_etcd.cluster import binary, private
 from skyward_etcd.cluster.lifeline import SCRATCH
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken, require_space
 from skyward_etcd.errors import PoolError
@@ -137,8 +137,8 @@ def claim(directory: Path) -> Generator[None, None, None]:
     Raises:
         PoolError: somebody else has it.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as file:
+    private.directory(directory)
+    with private.opened(directory / "lock", "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -275,11 +275,9 @@ def _start(
 
 def _save(directory: Path, specs: Sequence[MemberSpec]) -> None:
     """Write the plan before anything is started by it, so that no data is ever without its plan."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.directory(directory)
     urls = {spec.name: [spec.client_url, spec.peer_url] for spec in specs}
-    draft = directory / f"{_PLAN}.draft"
-    draft.write_text(json.dumps({"token": specs[0].token, "members": urls}, indent=1))
-    draft.replace(directory / _PLAN)
+    private.write(directory / _PLAN, json.dumps({"token": specs[0].token, "members": urls}, indent=1).encode())
 
 
 def _load(directory: Path) -> list[MemberSpec] | None:

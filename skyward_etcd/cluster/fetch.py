@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from skyward_etcd.cluster import private
 from skyward_etcd.cluster.binary import Etcd, Version, inspect, install_dir, spell
 from skyward_etcd.errors import BinaryNotFound, UnsafeEtcd
 
@@ -142,7 +143,7 @@ def _programs(tar: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
 def _install(source: Path) -> Etcd:
     """Copy the programs to a directory named by their version, which appears at once and complete."""
     home = install_dir()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.directory(home)
     home.chmod(0o700)
     with tempfile.TemporaryDirectory(dir=home, prefix=".new-", ignore_cleanup_errors=True) as scratch:
         fresh, old = Path(scratch, "fresh"), Path(scratch, "old")

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from skyward_etcd.cluster import binary
+from skyward_etcd import config
+from skyward_etcd.cluster import binary, private
 from skyward_etcd.cluster.bootstrap import LocalCluster, check_size, claim, has_plan, planned
 from skyward_etcd.cluster.member import Member
 from skyward_etcd.errors import PoolError, SkywardEtcdError
@@ -62,15 +63,16 @@ def up(
             raise PoolError(f"a cluster of {len(there.endpoints)} members runs in {directory}: take it down first")
         return there
     chosen = binary.find(etcd, durable=durable, members=members)  # what is wrong with it shows here
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.directory(directory)
     command = [sys.executable, "-m", "skyward_etcd.cluster.local", str(directory), str(members), str(chosen.path)]
-    with (directory / _LOG).open("ab") as log:
+    with private.opened(directory / _LOG, "ab") as log:
         keeper = subprocess.Popen(
             [*command, *(() if durable else ("--ephemeral",))],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
+            env=config.environment_without_secrets(),
         )
     deadline = time.monotonic() + timeout_s
     while (there := running(directory)) is None or there.pid != keeper.pid:
@@ -157,9 +159,7 @@ def _keep(directory: Path, members: int, etcd: Path, *, durable: bool) -> None:
         cluster = stack.enter_context(LocalCluster(members, etcd=etcd, durable=directory if durable else None))
         version = binary.spell(cluster.members[0].etcd.version)
         me = Running(os.getpid(), _began(os.getpid()), cluster.endpoints, version, durable)
-        draft = directory / f"{_RECORD}.draft"
-        draft.write_text(json.dumps(asdict(me)))
-        draft.replace(directory / _RECORD)
+        private.write(directory / _RECORD, json.dumps(asdict(me)).encode())
         stack.callback((directory / _RECORD).unlink, missing_ok=True)
         while not told.wait(_LOOK_S):
             for member in cluster.members if durable else ():

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from skyward_etcd import config
+from skyward_etcd.cluster import private
 from skyward_etcd.cluster.binary import Etcd
 from skyward_etcd.cluster.process import Supervised, launch
 from skyward_etcd.cluster.tls import MemberFiles
@@ -85,18 +87,16 @@ class Member:
         if self.alive:
             raise PoolError(f"etcd member {self.spec.name} is already running")
         directory = self.spec.data_dir
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.directory(directory)
         if not data_directory(self.spec).exists():
             require_space(directory, 1)
             self._await_turn()
-        # A member is configured by its flags alone: etcd would take any other flag from ETCD_... variables.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
-        with self._log.open("ab") as log:
+        with private.opened(self._log, "ab") as log:
             self._process = launch(
                 [self.etcd.path, *flags(self.etcd, self.spec)],
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=config.environment_of_etcd(),
                 scratch=None if self.spec.restarts else directory,
             )
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from skyward_etcd.cluster import bootstrap
+from skyward_etcd import config
+from skyward_etcd.cluster import bootstrap, private
 from skyward_etcd.cluster.binary import Etcd, Version, spell
 from skyward_etcd.cluster.member import Member, MemberSpec, data_directory, require_space
 from skyward_etcd.cluster.tls import MemberFiles
@@ -137,7 +138,7 @@ def restore(etcd: Etcd, file: Path, spec: MemberSpec) -> None:
         PoolError: that was not possible, for the reason given.
     """
     require_space(spec.data_dir, 1)
-    spec.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.directory(spec.data_dir)
     tool = _tool(etcd, "etcdutl" if etcd.version >= (3, 6, 0) else "etcdctl")  # which could do it until then
     _run(tool, "snapshot", "restore", file, *restore_flags(etcd.version, spec))
 
@@ -289,9 +290,7 @@ def _tool(etcd: Etcd, name: str) -> Path:
 
 
 def _run(*command: str | Path) -> None:
-    # As for a member: a tool takes nothing from ETCDCTL_... variables but the version of the interface.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "ETCDCTL_"))}
-    environment["ETCDCTL_API"] = "3"
+    environment = config.environment_of_etcd() | {"ETCDCTL_API": "3"}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SAVE_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

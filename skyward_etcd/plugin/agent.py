@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from zlib import crc32
 
 from skyward_etcd.active import Connection
-from skyward_etcd.cluster import recovery, tls
+from skyward_etcd.cluster import private, recovery, tls
 from skyward_etcd.cluster.binary import Etcd, Verdict, grade, spell
 from skyward_etcd.cluster.bootstrap import free_ports
 from skyward_etcd.cluster.lifeline import SCRATCH
@@ -133,7 +133,7 @@ class Agent:
             PoolError: there is none after two minutes, or it could not be founded.
         """
         home = self._home
-        home.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.directory(home.directory)
         with contextlib.ExitStack() as opened:
             listener = _listening(home, home.port + 2, lambda port: Listener(home.host, port, home.tls, self._word))
             opened.callback(listener.close)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from skyward_etcd.cluster import private
 from skyward_etcd.cluster.tls import Authorities, Authority
 from skyward_etcd.session.session import Tls
 
@@ -84,11 +84,7 @@ class Access:
             "tls": tls,
             "story": self.story,
         }
-        draft = file.with_suffix(".draft")
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            json.dump(data, out)
-        draft.replace(file)
+        private.write(file, json.dumps(data).encode())
 
     @classmethod
     def parse(cls, text: bytes | str) -> Access:

@@ -46,7 +46,7 @@ class Blueprint:
     durable: Path | None
     namespace: str
     etcd: str | Path | None
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
     start_s: float
     job: str
     secret: bytes = field(repr=False, default_factory=lambda: secrets.token_bytes(32))

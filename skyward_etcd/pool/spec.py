@@ -114,7 +114,7 @@ class Worker:
 class PipIndex:
     """A package index for some packages."""
 
-    url: str
+    url: str = field(repr=False)  # it may have a password in it
     packages: Sequence[str] = ()
 
 
@@ -150,8 +150,8 @@ class Image:
     pip: Sequence[str] = ()
     pip_indexes: Sequence[PipIndex] = ()
     apt: Sequence[str] = ()
-    env: Mapping[str, str] = field(default_factory=dict[str, str])
-    shell_vars: Mapping[str, str] = field(default_factory=dict[str, str])
+    env: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)  # tokens are given so
+    shell_vars: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     includes: Sequence[str] = ()
     excludes: Sequence[str] = ()
     skyward_source: str = "auto"
