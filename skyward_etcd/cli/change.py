@@ -182,7 +182,7 @@ def import_(target: Target, file: IO[str], merge: bool, skip: int) -> None:  # n
     done = skip
     with target.session() as session:
         try:
-            for part in transfer.parts_of(file, skip=skip):
+            for part in transfer.parts_of(transfer.lines_of(file), skip=skip):
                 if not merge and not skip and (part.kind, part.name) not in seen:
                     session.run(transfer.require_unused(session, part.kind, part.name))
                 seen.add((part.kind, part.name))

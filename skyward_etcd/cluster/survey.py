@@ -20,7 +20,7 @@ from skyward_etcd.wire.methods import MEMBER_LIST, RANGE, STATUS
 __all__ = ["Answer", "Listed", "Survey", "survey"]
 
 _CALL_S = 2.0
-_QUOTA = re.compile(rb"^etcd_server_quota_backend_bytes (\S+)$", re.MULTILINE)
+_QUOTA = re.compile(rb"^etcd_server_quota_backend_bytes ([\d.]{1,20}(?:e\+?\d{1,2})?)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class _Asker:
     def _answer(self, endpoint: str, status: pb.StatusResponse, took_s: float) -> Answer:
         page = http.ask(endpoint, "/metrics", tls=self._tls, timeout_s=_CALL_S)
         quota = _QUOTA.search(page.body) if page else None
-        numbers = [int(part) for part in re.findall(r"\d+", status.version)[:3]]
+        numbers = [int(part) for part in re.findall(r"\d{1,9}", status.version)[:3]]
         return Answer(
             endpoint,
             status.header.cluster_id,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from skyward_etcd.collections.base import Collection, check_count, check_timeout, who
-from skyward_etcd.errors import BrokenBarrier, Compacted, LeaseNotFound, OutcomeUnknown, QuorumLost
+from skyward_etcd.errors import BrokenBarrier, Compacted, CorruptValue, LeaseNotFound, OutcomeUnknown, QuorumLost
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import call_in_doubt, not_done, range_, txn_repeatable
 from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Watch, Watching
@@ -21,7 +21,7 @@ from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
 from skyward_etcd.session.session import Session
 
-__all__ = ["Barrier"]
+__all__ = ["Barrier", "read_gate"]
 
 _REMEMBERED = 32
 """Broken generations that the gate names, for waiters that come to look late."""
@@ -310,6 +310,23 @@ class Barrier(Collection):
         return who(self._session.node)
 
 
+def read_gate(found: kv.KeyValue) -> tuple[int, tuple[int, ...], bool]:
+    """Return a gate's generation, those of late that broke, and whether this one has.
+
+    Raises:
+        CorruptValue: no barrier has written that.
+    """
+    try:
+        state = json.loads(found.value)
+        generation, broken, aborted = state["generation"], tuple(state["broken"]), state.get("aborted", False)
+        if all(type(each) is int and each >= 0 for each in (generation, *broken)) and type(aborted) is bool:
+            return generation, broken, aborted
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        pass
+    key = found.key.decode(errors="replace")
+    raise CorruptValue(f"{key} is {found.value[:64]!r}: not what this library writes there")
+
+
 @dataclass(frozen=True, slots=True)
 class _Gate:
     """The key that everybody waits for, as it was read."""
@@ -325,14 +342,7 @@ class _Gate:
 
     @classmethod
     def read(cls, found: kv.KeyValue) -> _Gate:
-        state = json.loads(found.value)
-        return cls(
-            state["generation"],
-            tuple(state["broken"]),
-            state.get("aborted", False),
-            found.mod_revision,
-            read_at=found.mod_revision,
-        )
+        return cls(*read_gate(found), found.mod_revision, read_at=found.mod_revision)
 
     def text(self) -> bytes:
         state = {"generation": self.generation, "broken": self.broken}

@@ -16,7 +16,6 @@ from typing import SupportsIndex
 from skyward_etcd.collections.base import Collection
 from skyward_etcd.errors import (
     Compacted,
-    CorruptValue,
     HoldLost,
     NoSpace,
     OutcomeUnknown,
@@ -209,7 +208,7 @@ class Counter(Collection):
                 shard.in_doubt = None
                 raise HoldLost(guard.refusal)
             past = (yield from self._applied(shard, found)) if doubt else None
-            shard.is_now(int(found[0].value) if found else 0, found[0].mod_revision if found else 0)
+            shard.is_now(kv.number(found), found[0].mod_revision if found else 0)
             if past is not None:
                 return _running(_total(past), amounts)
 
@@ -240,7 +239,7 @@ class Counter(Collection):
             shard.is_now(0, outcome.revision)
         elif outcome.responses:
             found = outcome.responses[0].response_range.kvs[0]
-            shard.is_now(int(found.value), found.mod_revision)
+            shard.is_now(kv.number_in(found), found.mod_revision)
 
     def _settle(self, shard: _Shard) -> Operation[None]:
         """Find out what became of a batch whose leader left while it was under way, and keep it from coming later."""
@@ -254,7 +253,7 @@ class Counter(Collection):
             shard.is_now(shard.value, reply.header.revision)
         else:
             found = reply.responses[0].response_range.kvs
-            shard.is_now(int(found[0].value) if found else 0, found[0].mod_revision if found else 0)
+            shard.is_now(kv.number(found), found[0].mod_revision if found else 0)
 
     def _put_after(self, shard: _Shard) -> Operation[int]:
         """Return the revision at which our shard was written after we last knew it, or 0 if it was removed instead."""
@@ -285,7 +284,7 @@ class Counter(Collection):
         for found in dead:
             compares.append(kv.modified_at(found.key, found.mod_revision))
             compares.append(kv.absent(sessions + self._session_of(found.key)))
-        total = _total(dead) + (_stored(base) if base else 0)
+        total = _total(dead) + (kv.number_in(base) if base else 0)
         # Sent once more or refused because somebody else folded: either way the sum stays what it is.
         request = kv.txn(compares, [kv.put(self._base, b"%d" % total), *(kv.delete(found.key) for found in dead)])
         yield from once(request, what=self._what)
@@ -422,14 +421,7 @@ class _Shard:
 
 
 def _total(kvs: Iterable[kv.KeyValue]) -> int:
-    return sum(map(_stored, kvs))
-
-
-def _stored(found: kv.KeyValue) -> int:
-    try:
-        return int(found.value)
-    except ValueError:
-        raise CorruptValue(f"{found.key.decode()} is {found.value!r}: no counter has written that") from None
+    return sum(map(kv.number_in, kvs))
 
 
 def _running(total: int, amounts: Sequence[int]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from skyward_etcd.errors import CorruptValue
 from skyward_etcd.ops.layout import Layout
 
 __all__ = ["Places"]
@@ -71,8 +72,15 @@ class Places:
         return self.all_items + deliveries.removeprefix(self.all_deliveries)
 
     def page_of(self, item: bytes) -> int:
-        """The page of an item."""
-        return int(item.rpartition(b"/")[0][-12:])
+        """The page of an item.
+
+        Raises:
+            CorruptValue: no queue has put that key there.
+        """
+        try:
+            return int(item.rpartition(b"/")[0][-12:])
+        except ValueError:
+            raise CorruptValue(f"{item!r}: no queue has put that there; remove it with etcdctl del") from None
 
     def siblings(self, item: bytes) -> bytes:
         """Where the items begin that the session of this one has put into its page."""

@@ -51,7 +51,7 @@ def catalog(mind: Mind, *, exact: bool = False, stale: bool = False) -> Operatio
     metas = yield from reading.everything(mind.layout.root + b"meta/")
     listed: list[Listed] = []
     for meta in metas:
-        kind, _, name = meta.key.removeprefix(mind.layout.root + b"meta/").decode().partition("/")
+        kind, _, name = meta.key.removeprefix(mind.layout.root + b"meta/").decode(errors="replace").partition("/")
         if kind in KINDS:
             listed.append((yield from _measured(reading, kind, decode_name(name), meta, exact=exact)))
     return Catalog(mind.layout.namespace, reading.revision, listed)
@@ -71,7 +71,7 @@ def live_sessions(reading: Reading) -> Operation[Mapping[str, Who]]:
     """Return the processes that are there, by their sessions."""
     prefix = reading.mind.layout.sessions
     found = yield from reading.everything(prefix)
-    names = [each.key.removeprefix(prefix).decode() for each in found]
+    names = [each.key.removeprefix(prefix).decode(errors="replace") for each in found]
     return {name: Who.read(name, each.value) for name, each in zip(names, found, strict=True)}
 
 

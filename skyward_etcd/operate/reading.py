@@ -107,8 +107,8 @@ def settings(found: pb.KeyValue) -> dict[str, int]:
     """
     try:
         said: dict[str, Any] = dict(json.loads(found.value))
-    except (ValueError, TypeError):
-        raise CorruptValue(f"{found.key!r} is {found.value!r}: not what this library writes there") from None
+    except (ValueError, TypeError, RecursionError):
+        raise CorruptValue(f"{found.key!r} is {found.value[:64]!r}: not what this library writes there") from None
     return {key: value for key, value in said.items() if key not in ("kind", "format") and isinstance(value, int)}
 
 
@@ -129,7 +129,7 @@ class Who:
             said: Any = json.loads(value)
             since = said.get("since") or said.get("started") or ""
             return cls(session, str(said.get("node", "")), int(said.get("pid", 0)), str(since))
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return cls(session)
 
     def __str__(self) -> str:

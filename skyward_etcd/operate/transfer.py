@@ -10,7 +10,7 @@ import base64
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 from skyward_etcd.collections.places import Places
 from skyward_etcd.collections.tail import MANY, Tail
@@ -25,14 +25,16 @@ from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, prove
 from skyward_etcd.wire import messages as pb
 
-__all__ = ["NotAnExport", "Part", "exported", "import_part", "parts_of", "require_unused"]
+__all__ = ["NotAnExport", "Part", "exported", "import_part", "lines_of", "parts_of", "require_unused"]
 
 FORMAT = 1
 _CHUNK_ENTRIES = MANY  # so that a part of a queue is one transaction too
 _CHUNK_BYTES = 256 * 1024
+_LONGEST_LINE = 16 << 20
+"""Characters: ten times what the largest value takes in base64."""
 
 _NOTHING: tuple[int, Mapping[str, Any]] = (0, {})
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 class NotAnExport(SkywardEtcdError, ValueError):
@@ -69,7 +71,7 @@ def exported(
     tell({"skyward-etcd": FORMAT, "namespace": mind.layout.namespace, "revision": reading.revision})
     try:
         for meta in metas:
-            kind, _, encoded = meta.key.removeprefix(prefix).decode().partition("/")
+            kind, _, encoded = meta.key.removeprefix(prefix).decode(errors="replace").partition("/")
             name = decode_name(encoded)
             if kind in KINDS and (not names or (kind, name) in names):
                 say(kind=kind, name=name, settings=settings(meta))
@@ -84,7 +86,7 @@ def _export_one(reading: Reading, kind: Kind, name: str, say: Callable[..., None
     prefix = reading.mind.layout.collection(kind, name)
     if kind == "counter":
         found = yield from reading.everything(prefix)
-        say(kind=kind, name=name, total=sum(int(each.value) for each in found))
+        say(kind=kind, name=name, total=sum(map(kv.number_in, found)))
     elif kind == "queue":
         yield from _export_queue(reading, name, say)
     elif kind in ("dict", "set"):
@@ -156,6 +158,20 @@ class _Line:
     @property
     def size(self) -> int:
         return sum(map(len, self.entry or ()))
+
+
+def lines_of(file: IO[str]) -> Iterator[str]:
+    """Yield the lines of a file, and never hold more of it.
+
+    Raises:
+        NotAnExport: a line is longer than an export's can be.
+    """
+    number = 0
+    while line := file.readline(_LONGEST_LINE + 1):
+        number += 1
+        if len(line) > _LONGEST_LINE:
+            raise NotAnExport(f"line {number} has more than {_LONGEST_LINE:,} characters: this is no export")
+        yield line
 
 
 def parts_of(lines: Iterable[str], *, skip: int = 0) -> Generator[Part]:
@@ -267,7 +283,7 @@ def _together(part: Sequence[_Line], source: str, settled: Mapping[tuple[str, st
 def _parsed(number: int, text: str) -> Mapping[str, Any]:
     try:
         said = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotAnExport(f"line {number} is no JSON: {error}") from None
     if not isinstance(said, dict):
         raise NotAnExport(f"line {number} is no object")
@@ -284,9 +300,19 @@ def _line(number: int, said: Mapping[str, Any]) -> _Line:
             entry = _as_bytes(said["key"]), _as_bytes(said["value"]) if kind == "dict" else b""
         elif "item" in said:
             entry = b"", _as_bytes(said["item"])
-        return _Line(number, kind, name, None if settled is None else dict(settled), entry, int(said.get("total", 0)))
-    except (KeyError, TypeError, ValueError) as error:
+        total = said.get("total", 0)
+        if type(total) is not int:
+            raise ValueError(f"{total!r} is no total")
+        return _Line(number, kind, name, None if settled is None else _settings(settled), entry, total)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise NotAnExport(f"line {number} is not to be understood: {error!r}") from None
+
+
+def _settings(said: Any) -> Mapping[str, int]:
+    settled = cast("dict[str, Any]", said) if type(said) is dict else None
+    if settled is None or any(type(value) is not int for value in settled.values()):
+        raise ValueError(f"{said!r} are no settings")
+    return settled
 
 
 def _as_bytes(text: Mapping[str, Any]) -> bytes:

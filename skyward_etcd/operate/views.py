@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from skyward_etcd.collections.barrier import read_gate
 from skyward_etcd.collections.places import Places
 from skyward_etcd.operate.catalog import live_sessions
 from skyward_etcd.operate.reading import Reading, Who, settings_of
@@ -163,8 +162,8 @@ def _counter(reading: Reading, kind: Kind, name: str, _settled: Mapping[str, int
     shards: list[tuple[Who, int, bool]] = []
     for each in found:
         if each.key != prefix + b"base":
-            session = each.key.removeprefix(prefix + b"shards/").partition(b".")[0].decode()
-            shards.append((living.get(session, Who(session)), int(each.value), session in living))
+            session = each.key.removeprefix(prefix + b"shards/").partition(b".")[0].decode(errors="replace")
+            shards.append((living.get(session, Who(session)), kv.number_in(each), session in living))
     return Counter(base + sum(value for _, value, _ in shards), base, shards)
 
 
@@ -203,7 +202,7 @@ def _lock(reading: Reading, _kind: Kind, name: str, _settled: Mapping[str, int],
     token_base = kv.number([base] if base else [])
     line: list[Contender] = []
     for each in found:
-        session = each.key.removeprefix(prefix).partition(b"-")[0].decode()
+        session = each.key.removeprefix(prefix).partition(b"-")[0].decode(errors="replace")
         line.append(Contender(Who.read(session, each.value), token_base + each.create_revision))
     lease_s = (yield from _left_of(found[0].lease)) if found and not reading.stale else None
     return Lock(line[0] if line else None, line[1:], lease_s)
@@ -218,17 +217,19 @@ def _left_of(lease: int) -> Operation[int]:
 def _barrier(reading: Reading, kind: Kind, name: str, settled: Mapping[str, int], _limit: int) -> Operation[Barrier]:
     prefix = reading.mind.layout.collection(kind, name)
     gate = yield from reading.one(prefix + b"gate")
-    state: Any = json.loads(gate.value) if gate else {"generation": 0, "broken": []}
-    found = yield from reading.everything(prefix + b"%09d/" % state["generation"])
-    waiting = [Who.read(each.key.rpartition(b"/")[2].partition(b".")[0].decode(), each.value) for each in found]
+    generation, broken, is_aborted = read_gate(gate) if gate else (0, (), False)
+    found = yield from reading.everything(prefix + b"%09d/" % generation)
+    waiting = [
+        Who.read(each.key.rpartition(b"/")[2].partition(b".")[0].decode(errors="replace"), each.value) for each in found
+    ]
     living = yield from live_sessions(reading)
     here = {who.session for who in waiting}
     n = settled.get("n", 0)
     return Barrier(
         n,
-        state["generation"],
-        bool(state.get("aborted", False)),
-        state["broken"],
+        generation,
+        is_aborted,
+        broken,
         waiting,
         max(0, n - len(waiting)),
         [who for session, who in living.items() if session not in here],

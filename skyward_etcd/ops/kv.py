@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from skyward_etcd.errors import CorruptValue
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.messages import Compare, Event, KeyValue
 from skyward_etcd.wire.messages import RangeRequest as Read
@@ -35,6 +36,7 @@ __all__ = [
     "modified_at",
     "nested",
     "number",
+    "number_in",
     "on_lease",
     "prefix_end",
     "present",
@@ -221,8 +223,25 @@ def read(
 
 
 def number(kvs: Sequence[KeyValue]) -> int:
-    """Return the number that a key was found to hold; 0 if it was not found."""
-    return int(kvs[0].value) if kvs else 0
+    """Return the number that a key was found to hold; 0 if it was not found.
+
+    Raises:
+        CorruptValue: it holds no number.
+    """
+    return number_in(kvs[0]) if kvs else 0
+
+
+def number_in(found: KeyValue) -> int:
+    """Return the number that a key holds.
+
+    Raises:
+        CorruptValue: it holds none.
+    """
+    try:
+        return int(found.value)
+    except ValueError:
+        key = found.key.decode(errors="replace")
+        raise CorruptValue(f"{key} is {found.value[:64]!r}: not the number that this library writes there") from None
 
 
 def is_delete(event: Event) -> bool:

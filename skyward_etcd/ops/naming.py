@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -59,10 +60,11 @@ def _found(reply: pb.TxnResponse) -> dict[bytes, bytes]:
 
 
 def _read(key: bytes, value: bytes) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise CorruptValue(f"{key.decode()} is {value!r}: not what this library writes there") from None
+    with contextlib.suppress(ValueError, RecursionError):
+        said: Any = json.loads(value)
+        if type(said) in (dict, type(None)):
+            return said
+    raise CorruptValue(f"{key.decode()} is {value[:64]!r}: not what this library writes there")
 
 
 def _without_kind(settings: Mapping[str, object]) -> str:

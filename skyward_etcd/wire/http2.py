@@ -1,8 +1,8 @@
 """HTTP/2 as far as gRPC needs it, client side and without I/O: bytes in, bytes out.
 
 After RFC 9113 (HTTP/2), RFC 7541 (HPACK) and gRPC's ``PROTOCOL-HTTP2.md``. One `Http2` is one connection; a driver
-writes what `Http2.take` gives and hands what it has read to `Http2.receive`. It bounds nothing that it reads: the peer
-is the cluster whose data we hold anyway.
+writes what `Http2.take` gives and hands what it has read to `Http2.receive`. What a peer can make us keep is bounded:
+frames of 16 KiB, headers of 64 KiB, one answer a call, messages of 2 GiB, the most that etcd sends.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ _DEFAULT_WINDOW = 65_535
 _NO_TABLE = b"\x20"
 """What begins a connection's first header block: we use no dynamic table either, whatever size the server allows."""
 _CACHED_BLOCKS = 256
+_LARGEST_FRAME = 16_384
+"""Of what comes: we allow no larger ones (RFC 9113, 4.2)."""
+_LARGEST_BLOCK = 1 << 16
+"""Of headers, over all their frames; hpack bounds what they are unpacked to."""
 
 _decoded: dict[bytes, dict[str, str]] = {}
 """Header blocks seen. All connections forbid the peer a dynamic table, so a block always means the same."""
@@ -118,6 +122,8 @@ class Exchange:
             compressed, length = _MESSAGE.unpack_from(self.assembling)
             if compressed:
                 raise ProtocolError("it sent a compressed message, unasked")
+            if length > _MOST:
+                raise ProtocolError(f"it began a message of {length:,} bytes, and etcd sends none over 2 GiB")
             stop = _MESSAGE.size + length
             if len(self.assembling) < stop:
                 return
@@ -239,6 +245,8 @@ class Http2:
         at, end = 0, len(data)
         while end - at >= _FRAME.size:
             length_and_kind, flags, stream = _FRAME.unpack_from(data, at)
+            if length_and_kind >> 8 > _LARGEST_FRAME:
+                raise ProtocolError(f"it sent a frame of {length_and_kind >> 8:,} bytes, which nobody has allowed")
             stop = at + _FRAME.size + (length_and_kind >> 8)
             if stop > end:
                 break
@@ -277,6 +285,8 @@ class Http2:
             self._frame(_WINDOW_UPDATE, 0, stream, _NUMBER.pack(exchange.received))
             exchange.received = 0
         exchange.add(_unpadded(flags, payload))
+        if exchange.ends and len(exchange.messages) > 1:
+            raise ProtocolError("it answered a call twice")
         if flags & _END_STREAM:
             self._answered(exchange, Status.INTERNAL, "it ended the call without a status")
 
@@ -291,6 +301,8 @@ class Http2:
         if self._begun_block is None:
             raise ProtocolError("it continued headers that it had not begun")
         first_flags, of, block = self._begun_block
+        if len(block) + len(payload) > _LARGEST_BLOCK:
+            raise ProtocolError(f"it sent headers of more than {_LARGEST_BLOCK:,} bytes")
         self._begun_block = (first_flags, of, block + payload)
         if flags & _END_HEADERS:
             self._begun_block = None
@@ -346,8 +358,12 @@ class Http2:
             if setting == _MAX_CONCURRENT_STREAMS:
                 self._at_once = value
             elif setting == _MAX_FRAME_SIZE:
+                if not _LARGEST_FRAME <= value < 1 << 24:
+                    raise ProtocolError(f"it wants frames of {value:,} bytes")
                 self._largest_frame = value
             elif setting == _INITIAL_WINDOW_SIZE:
+                if value > _MOST:
+                    raise ProtocolError(f"it opens windows of {value:,} bytes")
                 for exchange in self._open.values():
                     exchange.window += value - self._first_window
                 self._first_window = value
