@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import socket
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+from skyward_etcd.plugin.server import Server
 from skyward_etcd.wire.address import Address, Tls
 
 __all__ = ["Listener", "ask", "ask_all"]
@@ -26,28 +25,13 @@ _AT_ONCE = 16
 Answer = dict[str, Any]
 
 
-class Listener:
+class Listener(Server):
     """Answers whoever asks at an address, from threads of its own, until `close`."""
 
     def __init__(self, host: str, port: int, tls: Tls | None, answer: Callable[[], Answer]) -> None:
-        self._server = socket.create_server((host, port), backlog=64)
         self._context = tls.accepting if tls else None
         self._answer = answer
-        threading.Thread(target=self._accept, name="skyward-etcd-talk", daemon=True).start()
-
-    def close(self) -> None:
-        """Answer no more."""
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._server.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._serve, args=(connection,), name="skyward-etcd-talk", daemon=True).start()
+        super().__init__(host, port, self._serve, name="skyward-etcd-talk")
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(_PATIENCE_S)
