@@ -396,7 +396,7 @@ _NOTHING = object()
 
 def _taking(items: sky.Queue) -> Operation:
     def take() -> None:
-        if items.get(timeout=0, default=_NOTHING) is _NOTHING:
+        if items.get(timeout=30, default=_NOTHING) is _NOTHING:  # 0 would give up where a member is silent for 3 s
             raise RuntimeError(f"{items!r} is empty: the measurement did not put enough")
 
     return take
