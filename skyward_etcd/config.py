@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "SKYWARD_ACCESS",
     "Limits",
     "SkywardNode",
     "TlsFiles",
@@ -18,6 +19,7 @@ __all__ = [
     "namespace",
     "password",
     "secret",
+    "skyward_access",
     "skyward_cluster",
     "skyward_hook",
     "skyward_node",
@@ -26,6 +28,9 @@ __all__ = [
     "transport",
     "user",
 ]
+
+
+SKYWARD_ACCESS = "SKYWARD_ETCD_ACCESS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ def compute_pool() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class SkywardNode:
-    """What Skyward's generation 2 tells a worker about its node, as the worker was started."""
+    """What Skyward tells a worker about its node, as the worker is started."""
 
     id: str
     host: str
@@ -111,13 +116,17 @@ class SkywardNode:
 
 
 def skyward_node() -> SkywardNode | None:
-    """``SKYWARD_NODE``, ``_PEER``, ``_SEEDS`` and ``_TLS_…``; None in a process that is no worker of Skyward's."""
+    """``SKYWARD_NODE``, ``_PEER``, ``_SEEDS`` and ``_TLS_…``; None in a process that is no worker of Skyward's.
+
+    Its generation 1 says ``SKYWARD_NODE_ID``, a rank, and ``SKYWARD_HOST``.
+    """
     told = os.environ
-    if not told.get("SKYWARD_NODE"):
+    node = told.get("SKYWARD_NODE") or told.get("SKYWARD_NODE_ID")
+    if not node:
         return None
     return SkywardNode(
-        told["SKYWARD_NODE"],
-        told.get("SKYWARD_PEER", ""),
+        node,
+        told.get("SKYWARD_PEER") or told.get("SKYWARD_HOST", ""),
         not told.get("SKYWARD_SEEDS"),
         told.get("SKYWARD_TLS_CERT", ""),
         told.get("SKYWARD_TLS_KEY", ""),
@@ -132,7 +141,13 @@ def skyward_peers() -> tuple[str, ...]:
 
 def skyward_cluster() -> bool:
     """``SKYWARD_CLUSTER``: whether the pool's nodes may know each other: not with ``Options(cluster=False)``."""
-    return os.environ.get("SKYWARD_CLUSTER", "1") == "1"
+    return os.environ.get("SKYWARD_CLUSTER", "1") in ("1", "true")
+
+
+def skyward_access() -> Path | None:
+    """``SKYWARD_ETCD_ACCESS``: where a node's other processes find what lets them into its cluster."""
+    file = os.environ.get(SKYWARD_ACCESS)
+    return Path(file) if file else None
 
 
 def skyward_hook() -> bool:

@@ -7,12 +7,14 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
+from skyward_etcd.config import SkywardNode
 from skyward_etcd.plugin.server import Server
 from skyward_etcd.wire.address import Address, Tls
 
-__all__ = ["Listener", "ask", "ask_all"]
+__all__ = ["Listener", "ask", "ask_all", "keys"]
 
 _log = logging.getLogger("skyward_etcd.plugin")
 
@@ -41,6 +43,14 @@ class Listener(Server):
                 _send(secured, self._answer())
         except (OSError, ValueError) as error:
             _log.debug("a caller was not answered: %s", error)
+
+
+def keys(node: SkywardNode) -> Tls | None:
+    """Return the certificates by which a pool's nodes know each other, if it has any. They name no address."""
+    if not (node.certificate and node.key and node.authority):
+        return None
+    authority, certificate, key = (Path(path).read_bytes() for path in (node.authority, node.certificate, node.key))
+    return Tls(authority, certificate, key, by_name=False)
 
 
 def ask(host: str, port: int, tls: Tls | None, timeout_s: float) -> Answer | None:
