@@ -56,7 +56,6 @@ TABLE = {
     ),
     "work": Layer(may_import=("active", "session")),
     "observe": Layer(may_import=("ops", "session")),
-    "dashboard": Layer(may_import=("cluster", "operate", "session")),
     "cli": Layer(
         may_import=(
             "pool",
@@ -68,7 +67,6 @@ TABLE = {
             "plugin",
             "work",
             "observe",
-            "dashboard",
         )
     ),
     "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session", "wire.address")),
@@ -85,7 +83,6 @@ TABLE = {
             "plugin",
             "work",
             "observe",
-            "dashboard",
             "cli",
         )
     ),
