@@ -16,6 +16,7 @@ __all__ = [
     "endpoints",
     "etcd_binary",
     "local_dir",
+    "metrics_port",
     "namespace",
     "password",
     "secret",
@@ -72,6 +73,20 @@ def secret() -> bytes | None:
     """``SKYWARD_ETCD_SECRET``: signs and checks pickled values; without it they are refused."""
     text = os.environ.get("SKYWARD_ETCD_SECRET", "")
     return text.encode() if text else None
+
+
+def metrics_port() -> int | None:
+    """``SKYWARD_ETCD_METRICS_PORT``: where ``skyward-etcd run`` serves Prometheus metrics, at all addresses; or None.
+
+    Raises:
+        ValueError: it is no port.
+    """
+    text = os.environ.get("SKYWARD_ETCD_METRICS_PORT", "")
+    if not text:
+        return None
+    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
+        raise ValueError(f"SKYWARD_ETCD_METRICS_PORT={text!r}: it is a port, from 1 to 65535")
+    return int(text)
 
 
 def user() -> str:

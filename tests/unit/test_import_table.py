@@ -55,7 +55,20 @@ TABLE = {
         must_not_contain=("google.protobuf",),
     ),
     "work": Layer(may_import=("active", "session")),
-    "cli": Layer(may_import=("pool", "cluster", "active", "collections", "operate", "session", "plugin", "work")),
+    "observe": Layer(may_import=("ops", "session")),
+    "cli": Layer(
+        may_import=(
+            "pool",
+            "cluster",
+            "active",
+            "collections",
+            "operate",
+            "session",
+            "plugin",
+            "work",
+            "observe",
+        )
+    ),
     "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session", "wire.address")),
     "testing": Layer(
         may_import=(
@@ -69,6 +82,7 @@ TABLE = {
             "pool",
             "plugin",
             "work",
+            "observe",
             "cli",
         )
     ),
