@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from markdown import Extension, Markdown
+from markdown.preprocessors import Preprocessor
 from mkdocs.exceptions import BuildError
 from mkdocs.structure.files import File
 
@@ -28,6 +30,36 @@ LINK = re.compile(r"(?<!!)\[(?P<text>[^\[\]]+)\]\((?!\w+:|#)(?P<target>[^)#\s]+)
 FETCHED = re.compile(
     r"<(?:script|img|iframe|link(?![^>]*rel=\"canonical\"))\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>"
 )
+
+
+class Sessions(Preprocessor, Extension):
+    """Fence the ``>>>`` samples of docstrings, which Markdown would quote."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802  its name there
+        """Take part, before fences are looked for."""
+        md.preprocessors.register(self, "sessions", 30)
+
+    def run(self, lines: list[str]) -> list[str]:
+        """Return the lines, with a fence around each sample that has none."""
+        out: list[str] = []
+        fenced = sample = False
+        for line in lines:
+            text = line.lstrip()
+            fenced ^= text.startswith("```")
+            if not (fenced or sample) and text.startswith(">>> "):
+                out.append("```pycon")
+                sample = True
+            elif sample and not text:
+                out.append("```")
+                sample = False
+            out.append(text if sample else line)
+        return [*out, "```"] if sample else out
+
+
+def on_config(config: Any) -> Any:
+    """Add what our docstrings need."""
+    config["markdown_extensions"].append(Sessions())
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
