@@ -141,7 +141,7 @@ def rates(name: str, seconds: float) -> dict[str, float]:
             pass
 
     operations: dict[str, Callable[[], object]] = {
-        "dict put": lambda: entries.put(f"{node} {next(numbers) % 100}", "x" * 100),
+        "dict put": lambda: entries.__setitem__(f"{node} {next(numbers) % 100}", "x" * 100),
         "dict get": lambda: entries.get(f"{node} 1"),
         "set add": lambda: members.add((node, next(numbers))),
         "counter add": tally.add,
