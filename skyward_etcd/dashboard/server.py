@@ -50,7 +50,7 @@ def names_of(host: str) -> frozenset[str]:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return frozenset({host.lower()}) | (_LOOPBACK if host == "localhost" else frozenset())
+        return _LOOPBACK if host.lower() == "localhost" else frozenset({host.lower()})
     if address.is_unspecified:
         return frozenset()
     return _LOOPBACK | {host} if address.is_loopback else frozenset({host})
@@ -59,7 +59,7 @@ def names_of(host: str) -> frozenset[str]:
 def application(looking: Looking, *, names: Collection[str]) -> Starlette:
     """Return the server's application; who asks for it under another name than these is refused (``*``: any name)."""
     routes = [Route(path, _file(*file)) for path, file in _PAGE.items()]
-    routes.append(Route("/state.json", lambda _: JSONResponse(looking.state)))
+    routes.append(Route("/state.json", _state(looking)))
     routes.append(Route("/metrics", _metrics(looking)))
     return Starlette(routes=routes, middleware=[Middleware(_Guard, names=frozenset(name.lower() for name in names))])
 
@@ -114,6 +114,10 @@ def _name(request: Request) -> str:
 def _file(name: str, kind: str) -> Callable[[Request], Response]:
     content = resources.files("skyward_etcd.dashboard").joinpath("page", name).read_bytes()
     return lambda _: Response(content, media_type=kind)
+
+
+def _state(looking: Looking) -> Callable[[Request], Response]:
+    return lambda _: JSONResponse(looking.state)
 
 
 def _metrics(looking: Looking) -> Callable[[Request], Response]:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -83,9 +84,13 @@ class Dashboard:
             time.sleep(0.1)
         raise AssertionError(f"not within {within_s} s; the last look: {state}")
 
-    def end(self) -> tuple[int, str]:
-        """Send SIGTERM; return the exit code and what it said."""
-        self._process.terminate()
+    def end(self, by: signal.Signals) -> tuple[int, str]:
+        """Send a signal; return the exit code and what it said."""
+        self._process.send_signal(by)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """Wait until it ends; return the exit code and what it said."""
         said = self._process.communicate(timeout=30)[1]
         return self._process.returncode, said
 
@@ -194,9 +199,11 @@ def test_prometheus_finds_what_no_single_process_knows(busy: Connection, dashboa
     assert "skyward_etcd_look_success 1.0" in text
 
 
-def test_it_ends_when_it_is_told_to(dashboard: Dashboard) -> None:
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_when_it_is_told_to(dashboard: Dashboard, by: signal.Signals) -> None:
     dashboard.state_when(lambda state: state["members"])
-    _, said = dashboard.end()
+    code, said = dashboard.end(by)
+    assert code in (0, -by, 128 + by)
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ shows namespace '.*'; Ctrl-C ends it\n", said)
 
 
@@ -217,9 +224,17 @@ def test_it_says_when_nobody_answers(solo: Connection) -> None:
             nowhere.kill()
 
 
+def test_it_says_when_its_port_is_taken(solo: Connection, dashboard: Dashboard) -> None:
+    dashboard.state_when(lambda state: state["members"])
+    second = Dashboard(solo, "--port", str(dashboard.port))
+    said = second.wait()
+    assert said[0] == 1
+    assert "address already in use" in said[1]
+
+
 def test_an_address_without_a_name_needs_one(solo: Connection) -> None:
     refused = Dashboard(solo, "--host", "0.0.0.0")
-    code, said = refused._process.wait(timeout=30), refused._process.communicate()[1]
+    code, said = refused.wait()
     assert (code, "--allow-host" in said) == (2, True)
 
 

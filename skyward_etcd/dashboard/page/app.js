@@ -13,7 +13,7 @@ function node(name, options, ...children) {
 }
 
 function show(id, data, make) {
-  const said = JSON.stringify(data);
+  const said = JSON.stringify([today(), data]);
   if (shown.get(id) === said) return;
   shown.set(id, said);
   document.getElementById(id).replaceChildren(...make(data));
@@ -22,10 +22,12 @@ function show(id, data, make) {
 const count = (number) => (number === null || number === undefined ? "?" : number.toLocaleString("en"));
 const size = (bytes) => {
   if (bytes === null || bytes === undefined) return "?";
-  return bytes >= 1e5 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(1)} kB`;
+  const [unit, name] = bytes >= 1e9 ? [1e9, "GB"] : bytes >= 1e5 ? [1e6, "MB"] : [1e3, "kB"];
+  return `${(bytes / unit).toFixed(1)}\u00a0${name}`;
 };
 const whom = (who) => `${who.node || "?"}:${who.pid || "?"}`;
-const since = (who) => (who.since ? who.since.replace("T", " ").replace("Z", " UTC") : "?");
+const today = () => new Date().toISOString().slice(0, 10);
+const since = (who) => (who.since ? who.since.replace(`${today()}T`, "").replace("T", " ").replace("Z", " UTC") : "?");
 const nothing = (text) => [node("p", { class: "quiet", text })];
 
 function pair(term, value) {
@@ -35,6 +37,11 @@ function pair(term, value) {
 function card(title, tag, tone, ...rest) {
   const head = node("header", {}, node("h3", { text: title }), tag ? node("span", { class: `tag ${tone}`, text: tag }) : null);
   return node("article", {}, head, ...rest);
+}
+
+function listed(name, all, most, text) {
+  const list = node(name, {}, ...all.slice(0, most).map((each) => node("li", { text: text(each) })));
+  return all.length > most ? [list, node("p", { class: "note", text: `and ${count(all.length - most)} more` })] : [list];
 }
 
 function figures(...pairs) {
@@ -48,49 +55,52 @@ function members(all) {
     const facts = node("dl", {}, ...pair("at", each.endpoints.join(", ") || "?"));
     if (each.answers) {
       facts.append(
-        ...pair("etcd", each.grade === "accepted" ? each.version : `${each.version} (${each.grade.replaceAll("_", " ")})`),
+        ...pair("etcd", each.grade === "accepted" ? each.version : `${each.version} (if durable: ${each.grade})`),
         ...pair("data", `${size(each.used_bytes)} in a file of ${size(each.db_bytes)}`),
         ...pair("behind", `${count(each.lag)} entries`),
       );
     }
     const made = card(each.name || each.id, each.role, tone, facts);
     if (each.quota_bytes) {
-      const text = `${size(each.db_bytes)} of a quota of ${size(each.quota_bytes)}`;
+      facts.append(...pair("quota", `${(100 * each.db_bytes / each.quota_bytes).toFixed(1)}% of ${size(each.quota_bytes)}`));
       made.append(node("meter", {
-        min: 0, max: each.quota_bytes, high: each.quota_bytes * 0.8, value: each.db_bytes, "aria-label": text, title: text,
-      }, text));
+        min: 0, max: each.quota_bytes, high: each.quota_bytes * 0.8, value: each.db_bytes, "aria-label": "file, of its quota",
+      }));
     }
     if (each.errors.length) made.append(node("p", { class: "tag ill", text: each.errors.join("; ") }));
     return made;
   });
 }
 
-const SPAN_S = 900;
+const HIGH = 40; // and as wide as there are seconds; the page stretches both
 
+function drawing(name, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+// How many waited, since the first look.
 function chart(name, depths) {
-  const most = Math.max(1, ...depths.map(([, waiting]) => waiting));
-  const points = depths.map(([ago, waiting]) => [Math.max(0, SPAN_S - ago), 40 - (waiting / most) * 38]);
-  if (points.length === 1) points.unshift([points[0][0] - 4, points[0][1]]);
-  const along = points.map((point) => point.map((number) => number.toFixed(1)).join(",")).join(" ");
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const last = depths.length ? depths[depths.length - 1][1] : 0;
-  for (const [key, value] of Object.entries({
-    viewBox: `0 0 ${SPAN_S} 41`, preserveAspectRatio: "none", role: "img",
-    "aria-label": `items that wait in ${name}: ${last} now, ${Math.max(0, ...depths.map(([, waiting]) => waiting))} at most in 15 minutes`,
-  })) svg.setAttribute(key, value);
-  if (points.length) {
-    for (const [shape, kind, drawn] of [
-      ["polygon", "area", `${points[0][0]},40 ${along} ${points[points.length - 1][0]},40`], ["polyline", "line", along],
-    ]) {
-      const made = document.createElementNS("http://www.w3.org/2000/svg", shape);
-      made.setAttribute("class", kind);
-      made.setAttribute("points", drawn);
-      svg.append(made);
-    }
-  }
-  const top = Math.max(0, ...depths.map(([, waiting]) => waiting));
-  return [svg, node("div", { class: "scale", "aria-hidden": "true" },
-    node("span", { text: "15 min ago" }), node("span", { text: `most: ${count(top)}` }), node("span", { text: "now" }))];
+  if (!depths.length) return [];
+  const span = Math.max(60, depths[0][0]);
+  const long = span < 120 ? `${span} s` : `${Math.round(span / 60)} min`;
+  const most = Math.max(...depths.map(([, waiting]) => waiting));
+  const last = depths[depths.length - 1][1];
+  const points = [...depths, [0, last]].map(([ago, waiting]) => [span - ago, HIGH - (waiting / Math.max(1, most)) * (HIGH - 2)]);
+  const along = points.map(([x, y]) => `${x},${y.toFixed(1)}`).join(" ");
+  return [
+    drawing("svg", {
+      viewBox: `0 0 ${span} ${HIGH + 1}`, preserveAspectRatio: "none", role: "img",
+      "aria-label": `items that wait in ${name}: ${last} now, ${most} at most in ${long}`,
+    },
+    drawing("line", { class: "ground", x1: 0, y1: HIGH, x2: span, y2: HIGH }),
+    drawing("polygon", { class: "area", points: `${points[0][0]},${HIGH} ${along} ${span},${HIGH}` }),
+    drawing("polyline", { class: "line", points: along })),
+    node("div", { class: "scale", "aria-hidden": "true" },
+      node("span", { text: `${long} ago` }), node("span", { text: `most: ${count(most)}` }), node("span", { text: "now" })),
+  ];
 }
 
 function queues(all) {
@@ -111,9 +121,8 @@ function locks(all) {
       node("dl", {}, ...pair("holder", whom(held.who)), ...pair("in line since", since(held.who)),
         ...pair("token", String(held.token)), ...pair("lease", each.lease_s === null ? "?" : `${each.lease_s} s left`)));
     if (each.waiters.length) {
-      made.append(node("p", { class: "note", text: "Next:" }), node("ol", {}, ...each.waiters.slice(0, 10).map((other) =>
-        node("li", { text: `${whom(other.who)}, since ${since(other.who)}` }))));
-      if (each.waiters.length > 10) made.append(node("p", { class: "note", text: `and ${count(each.waiters.length - 10)} more` }));
+      made.append(node("p", { class: "note", text: "Next:" }),
+        ...listed("ol", each.waiters, 10, (other) => `${whom(other.who)}, since ${since(other.who)}`));
     }
     return made;
   });
@@ -127,11 +136,11 @@ function barriers(all) {
     const made = card(each.name, there ? `${count(there)} of ${count(each.n)}` : `for ${count(each.n)}`, tone,
       node("meter", { min: 0, max: each.n, value: there, "aria-label": `${there} of ${each.n} have arrived` }));
     if (there) {
-      made.append(node("p", { class: "note", text: "There:" }), node("ul", {}, ...each.waiting.slice(0, 20).map((who) => node("li", { text: whom(who) }))));
+      made.append(node("p", { class: "note", text: "There:" }), ...listed("ul", each.waiting, 20, whom));
       made.append(node("p", { class: "note", text: `${count(each.missing)} missing. Processes that do not wait here:` }));
-      made.append(each.absent.length
-        ? node("ul", {}, ...each.absent.slice(0, 20).map((who) => node("li", { text: whom(who) })))
-        : node("p", { text: "none: who is missing has no session" }));
+      made.append(...(each.absent.length
+        ? listed("ul", each.absent, 20, whom)
+        : [node("p", { text: "none: who is missing has no session" })]));
     } else made.append(node("p", { class: "note", text: "Nobody waits." }));
     if (each.broken.length) made.append(node("p", { class: "note", text: `broke in generation ${each.broken.join(", ")}` }));
     return made;
@@ -174,7 +183,7 @@ function draw(state) {
   show("locks", state.locks, locks);
   show("barriers", state.barriers, barriers);
   show("collections", state.collections, (all) => rows(all, (each) =>
-    [[each.kind], [each.name], [count(each.entries), "number"], [(each.is_exact ? "" : "about ") + size(each.bytes), "number"]]));
+    [[each.kind, "kind"], [each.name, "name"], [count(each.entries), "number"], [(each.is_exact ? "" : "≈\u00a0") + size(each.bytes), "number"]]));
   show("processes", state.processes, (all) => rows(all, (who) =>
     [[who.node || "?"], [String(who.pid || "?"), "number"], [since(who)], [who.session]]));
   for (const kind of ["queue", "lock", "barrier"]) {
