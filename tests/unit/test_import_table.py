@@ -56,6 +56,7 @@ TABLE = {
     ),
     "work": Layer(may_import=("active", "session")),
     "observe": Layer(may_import=("ops", "session")),
+    "dashboard": Layer(may_import=("cluster", "operate", "session")),
     "cli": Layer(
         may_import=(
             "pool",
@@ -67,6 +68,7 @@ TABLE = {
             "plugin",
             "work",
             "observe",
+            "dashboard",
         )
     ),
     "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session", "wire.address")),
@@ -83,6 +85,7 @@ TABLE = {
             "plugin",
             "work",
             "observe",
+            "dashboard",
             "cli",
         )
     ),

@@ -122,7 +122,7 @@ def test_nobody_looks_on_after_the_end_of_it(onlooker: Onlooker) -> None:
 def test_nothing_is_imported_that_was_not_asked_for() -> None:
     code = (
         "import sys, skyward_etcd, skyward_etcd.cli, skyward_etcd.observe; "
-        "print([m for m in ('prometheus_client', 'opentelemetry') if m in sys.modules])"
+        "print([m for m in ('prometheus_client', 'opentelemetry', 'starlette', 'uvicorn') if m in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
