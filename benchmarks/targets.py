@@ -371,8 +371,8 @@ _PEERS = tuple(
         versus.worst,
         note=peer.what,
         quick_note="4 processes",
-        why="it answers from one process's memory; here three members agree on each write and each strong read, on the "
-        "cores that the workers use",
+        why="three members agree on each write and each strong read, on the cores that the workers use; most of these "
+        "answer from one process's memory",
     )
     for peer in versus.PEERS.values()
 )

@@ -110,7 +110,7 @@ def versus(bench: Bench, name: str) -> Contest:
             for operation, theirs in peer.operations.items():
                 ours = _read_eventual if (operation, peer.reads) == ("dict read", "eventual") else _OURS[operation]
                 turn = partial(_turn, bench, operation, workers)
-                our_turn = partial(turn, bench.fleet, ours, bench.endpoints())
+                our_turn = partial(turn, bench.fleet, ours, bench.endpoints(apart="peers"))
                 their_turn = partial(turn, fleet, theirs, where)
                 row = f"{operation}, {workers}"
                 try:

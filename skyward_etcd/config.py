@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "SKYWARD_ACCESS",
     "Limits",
     "SkywardNode",
     "TlsFiles",
@@ -17,9 +18,11 @@ __all__ = [
     "environment_without_secrets",
     "etcd_binary",
     "local_dir",
+    "metrics_port",
     "namespace",
     "password",
     "secret",
+    "skyward_access",
     "skyward_cluster",
     "skyward_hook",
     "skyward_node",
@@ -31,6 +34,7 @@ __all__ = [
 
 
 _SECRETS = frozenset({"SKYWARD_ETCD_SECRET", "SKYWARD_ETCD_PASSWORD"})
+SKYWARD_ACCESS = "SKYWARD_ETCD_ACCESS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,20 @@ def secret() -> bytes | None:
     """``SKYWARD_ETCD_SECRET``, or ``_SECRET_FILE`` for one in a file: signs and checks pickled values."""
     text = _secret("SKYWARD_ETCD_SECRET")
     return text.encode() if text else None
+
+
+def metrics_port() -> int | None:
+    """``SKYWARD_ETCD_METRICS_PORT``: where ``skyward-etcd run`` serves Prometheus metrics, at all addresses; or None.
+
+    Raises:
+        ValueError: it is no port.
+    """
+    text = os.environ.get("SKYWARD_ETCD_METRICS_PORT", "")
+    if not text:
+        return None
+    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
+        raise ValueError(f"SKYWARD_ETCD_METRICS_PORT={text!r}: it is a port, from 1 to 65535")
+    return int(text)
 
 
 def user() -> str:
@@ -119,7 +137,7 @@ def compute_pool() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class SkywardNode:
-    """What Skyward's generation 2 tells a worker about its node, as the worker was started."""
+    """What Skyward tells a worker about its node, as the worker is started."""
 
     id: str
     host: str
@@ -133,13 +151,17 @@ class SkywardNode:
 
 
 def skyward_node() -> SkywardNode | None:
-    """``SKYWARD_NODE``, ``_PEER``, ``_SEEDS`` and ``_TLS_…``; None in a process that is no worker of Skyward's."""
+    """``SKYWARD_NODE``, ``_PEER``, ``_SEEDS`` and ``_TLS_…``; None in a process that is no worker of Skyward's.
+
+    Its generation 1 says ``SKYWARD_NODE_ID``, a rank, and ``SKYWARD_HOST``.
+    """
     told = os.environ
-    if not told.get("SKYWARD_NODE"):
+    node = told.get("SKYWARD_NODE") or told.get("SKYWARD_NODE_ID")
+    if not node:
         return None
     return SkywardNode(
-        told["SKYWARD_NODE"],
-        told.get("SKYWARD_PEER", ""),
+        node,
+        told.get("SKYWARD_PEER") or told.get("SKYWARD_HOST", ""),
         not told.get("SKYWARD_SEEDS"),
         told.get("SKYWARD_TLS_CERT", ""),
         told.get("SKYWARD_TLS_KEY", ""),
@@ -154,7 +176,13 @@ def skyward_peers() -> tuple[str, ...]:
 
 def skyward_cluster() -> bool:
     """``SKYWARD_CLUSTER``: whether the pool's nodes may know each other: not with ``Options(cluster=False)``."""
-    return os.environ.get("SKYWARD_CLUSTER", "1") == "1"
+    return os.environ.get("SKYWARD_CLUSTER", "1") in ("1", "true")
+
+
+def skyward_access() -> Path | None:
+    """``SKYWARD_ETCD_ACCESS``: where a node's other processes find what lets them into its cluster."""
+    file = os.environ.get(SKYWARD_ACCESS)
+    return Path(file) if file else None
 
 
 def skyward_hook() -> bool:

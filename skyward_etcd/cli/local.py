@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from skyward_etcd import config
+from skyward_etcd import config, observe
 from skyward_etcd.cli.output import say_json
 from skyward_etcd.cli.target import USAGE, Target, on_a_cluster, stop
 from skyward_etcd.cluster import local
@@ -71,7 +71,8 @@ def run(target: Target, spec: str, arguments: Sequence[str], wait_s: float, grac
     """Run a function with the collections of a cluster: the process of a pod, a task, a rank.
 
     Which of how many it is comes from an Indexed Job, a StatefulSet, SLURM, MPI, torchrun, or SKYWARD_ETCD_RANK and
-    SKYWARD_ETCD_SIZE; `instance_info()` says it. ARGUMENTS are given to the function, as text.
+    SKYWARD_ETCD_SIZE; `instance_info()` says it. ARGUMENTS are given to the function, as text. With
+    SKYWARD_ETCD_METRICS_PORT, Prometheus finds metrics at that port.
 
     Exit codes: 0 done; 1 the function raised; 2 it cannot be run at all, do not try again; 75 the cluster is not to be
     reached; 143 SIGTERM, and its locks and claims are handed back. What the function gives to sys.exit is passed on.
@@ -81,6 +82,12 @@ def run(target: Target, spec: str, arguments: Sequence[str], wait_s: float, grac
         function = running.load(spec)
     except (UnknownPlace, running.NotRunnable) as error:
         stop(str(error), USAGE)
+
+    try:
+        if (port := config.metrics_port()) is not None:
+            observe.serve_prometheus(port, host="0.0.0.0")  # noqa: S104 - of a pod, whose other ports are no secret either
+    except (ValueError, ImportError, OSError) as error:
+        stop(f"no metrics: {error}", USAGE)
 
     def say(text: str) -> None:
         click.echo(f"rank {here.rank} of {here.size}: {text}", err=True)

@@ -12,8 +12,7 @@ import click
 
 from skyward_etcd.cli.output import as_json, in_mb, say_json, table
 from skyward_etcd.cli.target import FAILED, TEMPORARY, Target, on_a_cluster, stop
-from skyward_etcd.cluster import doctor
-from skyward_etcd.cluster.binary import grade, spell
+from skyward_etcd.cluster import doctor, report
 from skyward_etcd.cluster.survey import Survey
 from skyward_etcd.errors import SkywardEtcdError
 from skyward_etcd.operate import catalog, following, measuring, reading, views
@@ -53,30 +52,11 @@ def status(target: Target) -> None:
 
 
 def _status(target: Target, found: Survey, processes: Sequence[reading.Who]) -> Mapping[str, Any]:
-    ahead = max((each.committed for each in found.answers), default=0)
     return {
         "cluster": sorted({f"{each.cluster_id:x}" for each in found.answers}),
         "has_leader": found.has_majority,
         "revision": max((each.revision for each in found.answers), default=None),
-        "members": [
-            {
-                "name": member.name,
-                "id": f"{member.id:x}",
-                "endpoints": list(member.endpoints),
-                "answers": answer is not None,
-                "role": _role(found, member.id),
-                "version": spell(answer.version) if answer else None,
-                "grade": as_json(grade(answer.version, durable=True).verdict) if answer else None,
-                "db_bytes": answer.db_bytes if answer else None,
-                "used_bytes": answer.used_bytes if answer else None,
-                "quota_bytes": answer.quota_bytes if answer else None,
-                "lag": ahead - answer.applied if answer else None,
-                "term": answer.term if answer else None,
-                "errors": list(answer.errors) if answer else [],
-            }
-            for member in found.members
-            for answer in (found.answer_of(member),)
-        ],
+        "members": report.members(found),
         "unanswered": {where: str(error) for where, error in found.failures},
         "denied": found.denied or None,
         "namespace": target.namespace,
@@ -108,17 +88,6 @@ def _print_status(target: Target, found: Survey, processes: Sequence[reading.Who
     click.echo(f"\nnamespace {target.namespace!r}: {len(processes)} process{'' if len(processes) == 1 else 'es'}")
     if processes:
         table(("process", "since", "session"), [(str(who), who.since, who.session) for who in processes])
-
-
-def _role(found: Survey, member: int) -> str:
-    answer = next((each for each in found.answers if each.member_id == member), None)
-    if answer is None:
-        return "down"
-    if answer.is_learner:
-        return "learner"
-    if not answer.leader:
-        return "no leader"
-    return "leader" if answer.leads else "follower"
 
 
 # ---- collections

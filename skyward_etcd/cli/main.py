@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from skyward_etcd.cli import change, disk, local, look
+from skyward_etcd.cli import change, disk, local, look, web
 from skyward_etcd.cli.target import exit_code, stop
 from skyward_etcd.cluster import binary, fetch
 from skyward_etcd.errors import SkywardEtcdError
@@ -85,5 +85,5 @@ def _parse(release: str) -> binary.Version:
     return int(match[1]), int(match[2]), int(match[3])
 
 
-for _command in (*look.COMMANDS, *change.COMMANDS, *disk.COMMANDS, *local.COMMANDS):
+for _command in (*look.COMMANDS, *change.COMMANDS, *disk.COMMANDS, *local.COMMANDS, *web.COMMANDS):
     main.add_command(_command)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from skyward_etcd.collections.base import who
 from skyward_etcd.collections.front import Act, Front, Undo
@@ -21,6 +21,7 @@ from skyward_etcd.errors import HoldLost, LeaseNotFound, NotHeld, OutcomeUnknown
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import call_in_doubt, not_done, txn_repeatable
 from skyward_etcd.ops.effects import Identify, Identity, Later, Operation, Renounce
+from skyward_etcd.ops.layout import Kind
 from skyward_etcd.ops.proof import Alternative, Outcome, prove
 from skyward_etcd.session.session import Session
 
@@ -166,12 +167,14 @@ class Claim:
 class Claims:
     """How the items of one queue are claimed, acknowledged and given back."""
 
+    kind: ClassVar[Kind] = "queue"
+
     def __init__(
         self,
         session: Session,
         places: Places,
         front: Front,
-        what: str,
+        name: str,
         *,
         max_deliveries: int | None,
         bury: Callable[[bytes], Operation[None]],
@@ -179,7 +182,8 @@ class Claims:
         self._session = session
         self._places = places
         self._front = front
-        self._what = what
+        self.name = name
+        self._what = f"{self.kind} {name!r}"
         self._most = max_deliveries
         self._bury = bury
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from skyward_etcd.collections.base import Collection, check_timeout, guarded, who
 from skyward_etcd.errors import HoldLost, LeaseNotFound, LockTimeout, NotHeld, OutcomeUnknown, QuorumLost
 from skyward_etcd.ops import kv
 from skyward_etcd.ops.attempt import call_in_doubt, delete_repeatable, not_done, once, range_
 from skyward_etcd.ops.effects import Await, Deadline, Identify, Identity, Later, Operation, Renounce, Watch, Watching
+from skyward_etcd.ops.layout import Kind
 from skyward_etcd.ops.naming import agree
 from skyward_etcd.ops.proof import Alternative, Guard, prove
 from skyward_etcd.session import caller
@@ -125,7 +126,7 @@ class Lock(Collection):
                 if isinstance(error, OutcomeUnknown):  # of our place in the line, which is given up whatever it was
                     raise not_done(f"{self._what}: not acquired", error) from error
                 raise
-            hold = Hold(self._what, identity, key, entered, who=who, session=self._session, release=self._release)
+            hold = Hold(self.name, identity, key, entered, who=who, session=self._session, release=self._release)
             self._session.kept[key] = hold
             return hold
 
@@ -281,9 +282,11 @@ class _Place:
 class Hold:
     """A lock while it is held: what `Lock.acquire` returns."""
 
+    kind: ClassVar[Kind] = "lock"
+
     def __init__(
         self,
-        what: str,
+        name: str,
         identity: Identity,
         key: bytes,
         entered: int,
@@ -300,7 +303,8 @@ class Hold:
         self.who = who
         self.pid = os.getpid()
         self.is_released = False
-        self._what = what
+        self.name = name
+        self._what = f"{self.kind} {name!r}"
         self._session = session
         self._release = release
         self._identity = identity

@@ -55,9 +55,7 @@ class Queue(Collection):
         self._front = Front(
             session, places, self._tail, self._what, max_deliveries=self.max_deliveries, bury=self._bury
         )
-        self._claims = Claims(
-            session, places, self._front, self._what, max_deliveries=self.max_deliveries, bury=self._bury
-        )
+        self._claims = Claims(session, places, self._front, name, max_deliveries=self.max_deliveries, bury=self._bury)
 
     @property
     def dead(self) -> Queue:

@@ -38,12 +38,14 @@ from skyward_etcd.plugin.talk import Answer, Listener, ask, ask_all
 from skyward_etcd.session import recovered
 from skyward_etcd.session.session import Session, Tls
 
-__all__ = ["Agent", "Home"]
+__all__ = ["ACCESS", "Agent", "Home"]
 
 L = TypeVar("L", Listener, Relay)
 
 _log = logging.getLogger("skyward_etcd.plugin")
 
+ACCESS = "access.json"
+"""What a node's other processes look for in its directory."""
 _EVERY_S = 0.5
 _IN_TROUBLE_S = 0.25
 """While a member or the majority is silent."""
@@ -88,13 +90,13 @@ class Home:
     """Of etcd; its peers', the nodes' and the relay's are the next three."""
     members: int | None = None
     namespace: str = "default"
-    relay: str = "127.0.0.1"
-    """Where the relay listens: where this machine itself is reached, by a tunnel to it."""
+    relay: str | None = "127.0.0.1"
+    """Where the relay listens: where this machine itself is reached, by a tunnel to it. None for no relay."""
 
     @property
     def access(self) -> Path:
         """The file that lets the node's processes in."""
-        return self.directory / "access.json"
+        return self.directory / ACCESS
 
 
 class Agent:
@@ -143,8 +145,9 @@ class Agent:
                 self._cluster, self._client = cluster, _client(cluster, home.node)
                 self._seats = _seats_of(cluster)
                 self._peers()
-            relay = _listening(home, home.port + 3, lambda port: Relay(home.relay, port, self._endpoints))
-            opened.callback(relay.close)
+            if at := home.relay:
+                relay = _listening(home, home.port + 3, lambda port: Relay(at, port, self._endpoints))
+                opened.callback(relay.close)
             self._session = self._join()
             self._publish()
             self._looking = threading.Thread(target=self._run, name="skyward-etcd", daemon=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -24,11 +23,12 @@ from skyward.worker.plugins.plugin import Plugin
 from skyward_etcd import active, config
 from skyward_etcd.active import Connection, NoSession
 from skyward_etcd.cluster import binary
-from skyward_etcd.plugin.agent import Agent, Home
+from skyward_etcd.plugin.agent import ACCESS, Agent, Home
 from skyward_etcd.plugin.backend import Backend, Pickles
-from skyward_etcd.plugin.follower import Follower
+from skyward_etcd.plugin.process import Process
 from skyward_etcd.plugin.shared import Access
-from skyward_etcd.session.session import Session, Tls
+from skyward_etcd.plugin.talk import keys
+from skyward_etcd.session.session import Session
 
 __all__ = ["Etcd"]
 
@@ -80,7 +80,7 @@ class Etcd(Plugin, frozen=True):
             config.skyward_peers,
             _DIRECTORY,
             binary.find(self.etcd or None),
-            _tls(node),
+            keys(node),
             self.port,
             self.members,
             self.namespace,
@@ -88,7 +88,7 @@ class Etcd(Plugin, frozen=True):
         agent = Agent(home)
         session = agent.start()
         before = distributed._backend  # pyright: ignore[reportPrivateUsage]  there is no other way to give it back
-        _serve(session, agent.secret)
+        _process.serve(session, agent.secret)
         try:
             yield
         finally:
@@ -99,7 +99,7 @@ class Etcd(Plugin, frozen=True):
     def run(self, call: Callable[[], T], info: Info) -> T:
         """Give a process of an executor a session of its own, at its first task."""
         if config.skyward_cluster():
-            _process.join(info)
+            _process.join(_DIRECTORY / ACCESS, info.node)
         return call()
 
     @contextlib.contextmanager
@@ -128,53 +128,24 @@ class Etcd(Plugin, frozen=True):
             compute.loop.run(proxy.stop())
 
 
-class _Process:
-    """This process's session, where it is not its node's worker itself."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._is_in = False
-
-    def serves(self) -> None:
-        """Take note that the process has a session already."""
-        self._is_in = True
-
-    def join(self, info: Info) -> None:
-        """Open a session once; follow the node's agent from then on."""
-        if not self._is_in:
-            with self._guard:
-                if not self._is_in:
-                    follower = Follower(_DIRECTORY / "access.json", node=info.node)
-                    _serve(follower.session, follower.secret)
-
-
-_process = _Process()
-
-
 def _serve(session: Session, secret: bytes) -> None:
     """Answer Skyward's collections, and ours, from this session in the whole process."""
     active.install(session)
     distributed.install(_backend(session, secret))
-    _process.serves()
+
+
+_process = Process(_serve)
 
 
 def _backend(session: Session, secret: bytes) -> Backend:
     return Backend(Connection(session), Pickles(codec.dumps, codec.loads, secret))
 
 
-def _tls(node: config.SkywardNode) -> Tls | None:
-    """Return the certificates by which the pool's nodes know each other. They name no address."""
-    if not (node.certificate and node.key and node.authority):
-        return None
-    authority, certificate, key = (Path(path).read_bytes() for path in (node.authority, node.certificate, node.key))
-    return Tls(authority, certificate, key, by_name=False)
-
-
 def _access(compute: Any) -> Access | None:
     """Read what lets a client in off a node, by the way on which the daemon reaches it; None if no node has it."""
     from skyward.api.v1 import ComputeResource
 
-    file = str(_DIRECTORY / "access.json")
+    file = str(_DIRECTORY / ACCESS)
     resource: Any = compute.loop.run(compute.client.call("GET", f"/v1/computes/{compute.id}", ComputeResource))
     for rank in sorted(node.rank for node in resource.nodes if node.state == "ready"):
         with contextlib.suppress(Exception):  # a node that has just died, or one that has no cluster

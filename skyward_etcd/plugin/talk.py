@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
-from skyward_etcd.session.session import Tls
+from skyward_etcd.config import SkywardNode
+from skyward_etcd.plugin.server import Server
 from skyward_etcd.wire.address import Address
+from skyward_etcd.wire.tls import Tls
 
-__all__ = ["Listener", "ask", "ask_all"]
+__all__ = ["Listener", "ask", "ask_all", "keys"]
 
 _log = logging.getLogger("skyward_etcd.plugin")
 
@@ -30,32 +31,13 @@ _CALLERS = 64
 Answer = dict[str, Any]
 
 
-class Listener:
+class Listener(Server):
     """Answers whoever asks at an address, from threads of its own, until `close`."""
 
     def __init__(self, host: str, port: int, tls: Tls | None, answer: Callable[[], Answer]) -> None:
-        self._server = socket.create_server((host, port), backlog=64)
         self._context = tls.accepting if tls else None
         self._answer = answer
-        self._callers = threading.Semaphore(_CALLERS)
-        threading.Thread(target=self._accept, name="skyward-etcd-talk", daemon=True).start()
-
-    def close(self) -> None:
-        """Answer no more."""
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._server.accept()
-            except OSError:  # closed
-                return
-            if self._callers.acquire(blocking=False):
-                threading.Thread(target=self._serve, args=(connection,), name="skyward-etcd-talk", daemon=True).start()
-            else:
-                connection.close()
+        super().__init__(host, port, self._serve, name="skyward-etcd-talk", most=_CALLERS)
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(_PATIENCE_S)
@@ -66,8 +48,14 @@ class Listener:
                 _send(secured, self._answer())
         except (OSError, ValueError) as error:
             _log.debug("a caller was not answered: %s", error)
-        finally:
-            self._callers.release()
+
+
+def keys(node: SkywardNode) -> Tls | None:
+    """Return the certificates by which a pool's nodes know each other, if it has any. They name no address."""
+    if not (node.certificate and node.key and node.authority):
+        return None
+    authority, certificate, key = (Path(path).read_bytes() for path in (node.authority, node.certificate, node.key))
+    return Tls(authority, certificate, key, by_name=False)
 
 
 def ask(host: str, port: int, tls: Tls | None, timeout_s: float) -> Answer | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
 from skyward_etcd.ops import kv
+from skyward_etcd.session import observing
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.signals import Signal
 from skyward_etcd.wire import messages as pb
@@ -76,6 +77,7 @@ class Keeper:
                 self.ready.clear()
         if is_news:
             log.warning("session %s lost its lease: its locks, claims and barrier places are free", identity.id)
+            observing.tell(lambda each: each.session_lost())
         identity.valid_until = 0.0
         identity.lost.set()
         self._wake.set()

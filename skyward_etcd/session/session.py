@@ -24,7 +24,7 @@ from skyward_etcd.ops.codec import Codec
 from skyward_etcd.ops.effects import Operation
 from skyward_etcd.ops.layout import Layout
 from skyward_etcd.ops.notes import Notes
-from skyward_etcd.session import runner
+from skyward_etcd.session import observing, runner
 from skyward_etcd.session.era import Era
 from skyward_etcd.session.identity import Identity
 from skyward_etcd.session.janitor import Janitor
@@ -174,6 +174,7 @@ class Session:
             ending.condemn(reason)  # before there is anything new that it could take for its own
             self.endpoints = tuple(endpoints)
             self._begin_era()
+        observing.tell(lambda each: each.cluster_changed())
         ending.end(reason)  # whoever hears that may try again at once
 
     def close(self) -> None:
@@ -216,7 +217,7 @@ class Session:
         """Drive an operation to its end, blocking this thread."""
         try:
             self.check_open()
-            return runner.run(self, operation)
+            return runner.run(self, observing.observed(operation) if observing.observers else operation)
         except SkywardEtcdError:
             if self._is_left_behind():
                 raise SystemExit from None  # which ends a thread without a word
@@ -226,7 +227,7 @@ class Session:
         """`run`, without blocking the event loop."""
         try:
             self.check_open()
-            return await runner.run_async(self, operation)
+            return await runner.run_async(self, observing.observed(operation) if observing.observers else operation)
         except SkywardEtcdError:
             if self._is_left_behind():
                 await asyncio.get_running_loop().create_future()  # its loop's thread is about to be stopped

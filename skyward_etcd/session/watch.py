@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from skyward_etcd.errors import EtcdError, PermissionDenied, SkywardEtcdError, Unavailable
+from skyward_etcd.session import observing
 from skyward_etcd.session.caller import THREADS, Line
 from skyward_etcd.session.signals import Signal
 from skyward_etcd.wire import messages as pb
@@ -487,6 +488,8 @@ class WatchHub:
                 self._listen()
             except SkywardEtcdError as error:
                 log.debug("watch stream broken, opening another: %s", error)
+                if not self._closing.is_set():
+                    observing.tell(lambda each: each.watch_broken())
                 if not isinstance(error, Unavailable):
                     self._wire.switch(self._wire.endpoint)
             except Exception:  # a bug of ours must not leave everybody waiting for ever

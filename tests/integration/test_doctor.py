@@ -119,7 +119,7 @@ def test_a_member_that_is_cut_off_and_behind(lab: FaultLab) -> None:
     lab.split([lonely], others)
     wire = Wire(lab.endpoints("c", others))
     with contextlib.closing(wire):
-        for number in range(doctor.LAG_ENTRIES + 10):
+        for number in range(doctor.LAG_ENTRIES + 200):
             wire.call(methods.PUT, pb.PutRequest(key=b"k", value=b"%d" % number), timeout_s=3)
     found = patiently(lambda: ask(lab.endpoints("c")), "member-without-leader", "lagging-member")
     assert lonely in found["lagging-member"]["what"]

@@ -66,7 +66,7 @@ def test_three_nodes_have_a_member_and_the_name_says_which(pool: Any) -> None:
     until(lambda: len(members()) == NODES)
     nodes = {found.split("-")[0] for found in begin_writing("names", 0.0) @ pool}
     assert set(members()) == nodes
-    assert {len(endpoints) for _, _, endpoints in session() @ pool} == {NODES}
+    until(lambda: {len(endpoints) for _, _, endpoints in session() @ pool} == {NODES})
 
 
 def test_a_killed_leader_loses_nothing_and_nobody_waits_longer_than_five_seconds(pool: Any) -> None:

@@ -55,7 +55,22 @@ TABLE = {
         must_not_contain=("google.protobuf",),
     ),
     "work": Layer(may_import=("active", "session")),
-    "cli": Layer(may_import=("pool", "cluster", "active", "collections", "operate", "session", "plugin", "work")),
+    "observe": Layer(may_import=("ops", "session")),
+    "dashboard": Layer(may_import=("cluster", "operate", "session")),
+    "cli": Layer(
+        may_import=(
+            "pool",
+            "cluster",
+            "active",
+            "collections",
+            "operate",
+            "session",
+            "plugin",
+            "work",
+            "observe",
+            "dashboard",
+        )
+    ),
     "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session", "wire.address")),
     "testing": Layer(
         may_import=(
@@ -69,6 +84,8 @@ TABLE = {
             "pool",
             "plugin",
             "work",
+            "observe",
+            "dashboard",
             "cli",
         )
     ),
