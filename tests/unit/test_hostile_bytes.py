@@ -385,7 +385,7 @@ def test_a_node_that_says_anything_has_said_nothing(said: bytes) -> None:
 
 def test_a_node_listens_to_so_many_strangers_at_once_and_still_answers() -> None:
     listener = talk.Listener("127.0.0.1", 0, None, lambda: {"well": True})
-    port = listener._server.getsockname()[1]
+    port = listener.port
     before = threading.active_count()
     silent = [socket.create_connection(("127.0.0.1", port), timeout=5.0) for _ in range(200)]
     try:
