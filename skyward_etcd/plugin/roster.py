@@ -1,7 +1,7 @@
 """Which nodes are to have a member, which members are dead, and who restores a lost cluster: decided by data alone.
 
-Every node decides for itself, and all by the same rules: existing members first, then the lowest rank, as Skyward takes
-the highest ranks away first.
+Every node decides for itself, and all by the same rules: existing members first, then the lowest rank. Skyward takes
+away the highest ranks first, but only of those nodes that have been idle for a while: all members may be among them.
 """
 
 from __future__ import annotations
