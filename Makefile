@@ -186,5 +186,5 @@ fetch-deploy: ## an etcd with /livez and etcdutl, and bubblewrap, for the tests 
 	fi
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) $(CHECKOV_VENV) $(DEPLOY_TOOLS) .venv-peers* dist build site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(INTEROP_VENV) $(CHECKOV_VENV) $(DEPLOY_TOOLS) .venv-peers* .venv-skyward* dist build site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import os
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from benchmarks.peers.base import Operation, Peer, Seat, environment, filled, fr
 __all__ = ["RAY"]
 
 
+_AUTH_MODE = "disabled"
+"""Else a token that another program has left in the user's home is asked for on one side only."""
+
+
 @contextmanager
 def _running(workers: int) -> Generator[str]:
     port = free_port()
@@ -25,7 +30,7 @@ def _running(workers: int) -> Generator[str]:
             *(f"--port={port}", f"--num-cpus={workers + 4}", "--node-ip-address=127.0.0.1", f"--temp-dir={place}"),
             *("--object-store-memory=200000000", "--disable-usage-stats"),
         ]
-        with started(command, port, RAY_USAGE_STATS_ENABLED="0"):
+        with started(command, port, RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE=_AUTH_MODE):
             yield f"127.0.0.1:{port}"
 
 
@@ -72,6 +77,7 @@ class Meeting:
 
 @functools.cache
 def _connected(where: str) -> Any:
+    os.environ["RAY_AUTH_MODE"] = _AUTH_MODE
     ray = module("ray")
     ray.init(where, namespace="benchmarks", logging_level="error", log_to_driver=False)
     return ray

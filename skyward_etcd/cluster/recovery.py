@@ -30,6 +30,7 @@ from skyward_etcd.wire.methods import SNAPSHOT, STATUS
 __all__ = [
     "Recovered",
     "download",
+    "is_learner",
     "newest",
     "recover_directory",
     "require_snapshot",
@@ -60,6 +61,16 @@ def newest(endpoints: Iterable[str], *, tls: Tls | None = None) -> str:
     if not revisions:
         raise QuorumLost("no member of the cluster is left: there is nothing to recover from", maybe_applied=False)
     return max(revisions, key=lambda endpoint: revisions[endpoint])
+
+
+def is_learner(endpoint: str, *, tls: Tls | None = None) -> bool:
+    """Tell whether a member has no vote yet, by its own word. Such a one may lack data, and gives none.
+
+    Raises:
+        Unavailable: it does not answer.
+    """
+    with contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
+        return wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).isLearner
 
 
 def save(etcd: Etcd, endpoint: str, file: Path, *, files: MemberFiles | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from skyward_etcd.cluster.binary import grade, spell
-from skyward_etcd.cluster.survey import Survey
+from skyward_etcd.cluster.survey import Answer, Survey
 
 __all__ = ["members"]
 
@@ -22,7 +22,7 @@ def members(found: Survey) -> list[dict[str, Any]]:
             "id": f"{member.id:x}",
             "endpoints": list(member.endpoints),
             "answers": answer is not None,
-            "role": _role(found, member.id),
+            "role": _role(answer),
             "version": spell(answer.version) if answer else None,
             "grade": grade(answer.version, durable=True).verdict.name.lower() if answer else None,
             "db_bytes": answer.db_bytes if answer else None,
@@ -37,8 +37,7 @@ def members(found: Survey) -> list[dict[str, Any]]:
     ]
 
 
-def _role(found: Survey, member: int) -> str:
-    answer = next((each for each in found.answers if each.member_id == member), None)
+def _role(answer: Answer | None) -> str:
     if answer is None:
         return "down"
     if answer.is_learner:

@@ -429,19 +429,24 @@ class Agent:
             self._restore(roster.survivors(self._seats, self._peers(), words))
 
     def _restore(self, surviving: Sequence[Seat]) -> None:
-        """Make a new cluster of the newest data that the surviving voters have; an empty one if there are none."""
+        """Make a new cluster of the newest data that the surviving voters have; an empty one if there are none.
+
+        Raises:
+            Unavailable: no survivor is known to have a vote, and one does not say whether it has.
+        """
         before, home = self._known, self._home
-        lost = len([seat for seat in self._seats if seat.votes])
+        sources = self._with_vote(surviving)
+        voted = len({seat.name for seat in (*self._voting(), *sources)})
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
         try:
             snapshot = None
-            story = f"all {lost} etcd members were lost at once, and all data with them: the pool goes on with none"
-            if surviving:
-                source = recovery.newest((self._endpoint(seat.host) for seat in surviving), tls=self._client)
+            story = f"all {voted} etcd members were lost at once, and all data with them: the pool goes on with none"
+            if sources:
+                source = recovery.newest((self._endpoint(seat.host) for seat in sources), tls=self._client)
                 snapshot = scratch / "snapshot"
                 recovery.save(home.etcd, source, snapshot, files=self._files(before, scratch / "tls"))
                 story = (
-                    f"{lost - len(surviving)} of {lost} etcd members were lost at once: the cluster was restored from "
+                    f"{voted - len(sources)} of {voted} etcd members were lost at once: the cluster was restored from "
                     f"what {source} had. What only the lost members knew is gone; locks and claims are free"
                 )
             after = self._found_next(
@@ -451,6 +456,20 @@ class Agent:
             shutil.rmtree(scratch, ignore_errors=True)
         self._adopt(after)
         _log.warning("node %s: %s", home.node, story)
+
+    def _with_vote(self, surviving: Sequence[Seat]) -> list[Seat]:
+        """Return those that have a vote. Who had none when the quorum was last heard, is asked itself."""
+        found: list[Seat] = []
+        silent: Unavailable | None = None
+        for seat in surviving:
+            try:
+                if seat.votes or not recovery.is_learner(self._endpoint(seat.host), tls=self._client):
+                    found.append(seat)
+            except Unavailable as error:  # a node that was about to bring it in says that it runs
+                silent = error
+        if silent and not found:
+            raise silent
+        return found
 
     def _adopt(self, newer: Cluster) -> None:
         """Go on with the cluster that has taken the place of ours."""

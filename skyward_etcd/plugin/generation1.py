@@ -89,6 +89,7 @@ def _take_part(settings: _Settings, info: Any) -> Generator[None]:
     try:
         yield
     finally:
+        del os.environ[config.SKYWARD_ACCESS]
         active.install(NoSession("this node's worker has ended"))
         agent.close()
         shutil.rmtree(directory, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Which nodes are to have a member, which members are dead, and who restores a lost cluster: decided by data alone.
 
-Every node decides for itself, and all by the same rules: existing members first, then the lowest rank, as Skyward takes
-the highest ranks away first.
+Every node decides for itself, and all by the same rules: existing members first, then the lowest rank. Skyward takes
+away the highest ranks first, but only of those nodes that have been idle for a while: all members may be among them.
 """
 
 from __future__ import annotations
@@ -75,27 +75,39 @@ def is_dead(seat: Seat, peers: Sequence[str], words: Mapping[str, Word]) -> bool
 
 
 def survivors(seats: Sequence[Seat], peers: Sequence[str], words: Mapping[str, Word]) -> list[Seat]:
-    """Return the voters whose nodes say that they run, the lowest rank first."""
-    alive = [seat for seat in seats if seat.votes and seat.host in words and not is_dead(seat, peers, words)]
+    """Return the voters whose nodes say that they run, the lowest rank first.
+
+    Where there are none, those members whose nodes say so, and that had no vote, or no seat, when the quorum was last
+    heard: one may have got it since, as half of two, and has everything then.
+    """
+    listed = {seat.name for seat in seats}
+    newer = [Seat(word.member, host, votes=False) for host, word in words.items() if word.member not in ("", *listed)]
+    running = _running([*seats, *newer], peers, words)
+    return [seat for seat in running if seat.votes] or running
+
+
+def _running(seats: Sequence[Seat], peers: Sequence[str], words: Mapping[str, Word]) -> list[Seat]:
+    alive = [seat for seat in seats if seat.host in words and not is_dead(seat, peers, words)]
     return sorted(alive, key=lambda seat: _rank(seat.host, peers))
 
 
 def is_restorer(host: str, seats: Sequence[Seat], peers: Sequence[str], words: Mapping[str, Word]) -> bool:
     """Tell whether the node at a host is to restore a cluster whose majority has been silent for a while.
 
-    It is the lowest surviving voter; the lowest node at all, with an empty cluster, if no voter survives. It never is
+    It is the lowest of the `survivors`; the lowest node at all, with an empty cluster, if there are none. It never is
     where those who are silent, and not dead for certain, could go on without us; nor where less than most of the pool's
     nodes can be heard, as on the wrong side of a cut.
     """
     votes = [seat for seat in seats if seat.votes]
-    living = survivors(votes, peers, words)
+    living = _running(votes, peers, words)
     silent = [seat for seat in votes if seat not in living and not is_dead(seat, peers, words)]
     heard = [peer for peer in peers if peer in words]
     if 2 * len(living) > len(votes) or 2 * len(silent) > len(votes) or 2 * len(heard) <= len(peers):
         return False
     if not votes or (silent and not living):
         return False
-    return host == (living[0].host if living else heard[0])
+    left = survivors(seats, peers, words)
+    return host == (left[0].host if left else heard[0])
 
 
 def _rank(host: str, peers: Sequence[str]) -> int:

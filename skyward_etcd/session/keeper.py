@@ -77,10 +77,11 @@ class Keeper:
                 self.ready.clear()
         if is_news:
             log.warning("session %s lost its lease: its locks, claims and barrier places are free", identity.id)
-            observing.tell(lambda each: each.session_lost())
         identity.valid_until = 0.0
         identity.lost.set()
         self._wake.set()
+        if is_news:
+            observing.tell(lambda each: each.session_lost())
 
     def close(self) -> None:
         """Give the lease back, so that what hangs on it is free at once."""

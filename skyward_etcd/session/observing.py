@@ -6,6 +6,7 @@ through another one here, which passes every effect on, and takes down what it s
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any, Protocol, TypeVar, cast
 from skyward_etcd.ops.effects import Await, Backoff, Effect, Operation
 
 T = TypeVar("T")
+
+log = logging.getLogger("skyward_etcd.session")
 
 __all__ = ["Observer", "Seen", "add", "observed", "observers", "remove", "tell"]
 
@@ -35,10 +38,13 @@ class Seen:
 
 
 class Observer(Protocol):
-    """Somebody who looks on. It is called on the operation's thread or event loop: it must not wait, nor raise."""
+    """Somebody who looks on. It is called on the operation's thread or event loop, so it must not wait.
+
+    What it raises is logged, and goes no further: nothing is done otherwise for being looked at.
+    """
 
     def begin(self, operation: Operation[Any]) -> Any:
-        """Take note of an operation that is about to begin; what it returns is given back to it."""
+        """Take note of an operation that is about to begin; what it returns is given back to it (``None``: no more)."""
         ...
 
     def repeated(self, begun: Any, error: BaseException) -> None:
@@ -84,13 +90,21 @@ def remove(observer: Observer) -> None:
 def tell(news: Callable[[Observer], None]) -> None:
     """Tell all who look on what has happened to a session."""
     for each in observers:
-        news(each)
+        _say(news, each)
 
 
 def observed(operation: Operation[T]) -> Operation[T]:
     """Return an operation that does the same, and is seen by all who look on now."""
-    looking = [(each, each.begin(operation)) for each in observers]
+    looking = [(each, begun) for each in observers if (begun := _say(each.begin, operation)) is not None]
     return _followed(operation, looking)
+
+
+def _say(hear: Callable[..., T], *what: Any) -> T | None:
+    try:
+        return hear(*what)
+    except Exception:  # whatever it is
+        log.warning("an observer failed: what was done is not affected", exc_info=True)
+        return None
 
 
 def _followed(operation: Operation[T], looking: list[tuple[Observer, Any]]) -> Operation[T]:
@@ -104,7 +118,7 @@ def _followed(operation: Operation[T], looking: list[tuple[Observer, Any]]) -> O
             if type(effect) is Backoff:
                 seen.attempts += 1
                 for observer, begun in looking:
-                    observer.repeated(begun, effect.error)
+                    _say(observer.repeated, begun, effect.error)
             asked = time.perf_counter() if type(effect) is Await else None
             try:
                 given = yield effect
@@ -122,5 +136,5 @@ def _followed(operation: Operation[T], looking: list[tuple[Observer, Any]]) -> O
     finally:
         seen.duration_s = time.perf_counter() - began
         for observer, begun in looking:
-            observer.end(begun, seen)
+            _say(observer.end, begun, seen)
         del seen, given, step  # an error's traceback has this frame: no cycle that outlives the handling of it

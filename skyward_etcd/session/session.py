@@ -174,8 +174,8 @@ class Session:
             ending.condemn(reason)  # before there is anything new that it could take for its own
             self.endpoints = tuple(endpoints)
             self._begin_era()
-        observing.tell(lambda each: each.cluster_changed())
         ending.end(reason)  # whoever hears that may try again at once
+        observing.tell(lambda each: each.cluster_changed())
 
     def close(self) -> None:
         """Give back the lease and all that hangs on it, and end the threads. May be called twice."""

@@ -32,7 +32,12 @@ def test_a_recipe_runs(name: str, package: str, says: str, tmp_path: Path) -> No
         ran = subprocess.run(
             [sys.executable, str(ENGINES / f"{name}.py")],
             cwd=tmp_path,
-            env={**os.environ, "SKYWARD_ETCD_ENDPOINTS": ",".join(cluster.endpoints), "RAY_USAGE_STATS_ENABLED": "0"},
+            env={
+                **os.environ,
+                "HOME": str(tmp_path),  # where Ray leaves a token
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "SKYWARD_ETCD_ENDPOINTS": ",".join(cluster.endpoints),
+            },
             capture_output=True,
             text=True,
             timeout=150,

@@ -22,7 +22,7 @@ def has(pool: Any, nodes: int) -> bool:
 
 
 def test_it_grows_and_shrinks_with_the_pool_and_keeps_what_one_member_has() -> None:
-    """Skyward takes those first that have been idle for longest: that may be all that had a member."""
+    """Skyward takes all nodes that have been idle for long enough: these may be all that had a member."""
     with pool_of(3) as pool:
         until(lambda: len(members()) == 3)
         sky.dict("kept")["k"] = "v"

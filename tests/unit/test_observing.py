@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -39,12 +40,19 @@ class Onlooker:
     def cluster_changed(self) -> None: ...
 
 
+@contextmanager
+def looking_on(observer: Onlooker) -> Generator[Onlooker]:
+    observing.add(observer)
+    try:
+        yield observer
+    finally:
+        observing.remove(observer)
+
+
 @pytest.fixture
 def onlooker() -> Iterator[Onlooker]:
-    looking = Onlooker()
-    observing.add(looking)
-    yield looking
-    observing.remove(looking)
+    with looking_on(Onlooker()) as looking:
+        yield looking
 
 
 def _add_two_answers() -> Operation[int]:
@@ -111,6 +119,57 @@ def test_its_own_error_is_raised_as_it_is(onlooker: Onlooker) -> None:
         operation.send(0)
     assert raised.value is mine
     assert onlooker.seen[0].error is mine
+
+
+class Clumsy(Onlooker):
+    """Fails at some of what it hears."""
+
+    def __init__(self, *at: str) -> None:
+        super().__init__()
+        self.at = at
+
+    def begin(self, operation: Operation[Any]) -> str:
+        self._stumble("begin")
+        return super().begin(operation)
+
+    def repeated(self, begun: str, error: BaseException) -> None:
+        self._stumble("repeated")
+
+    def end(self, begun: str, seen: Seen) -> None:
+        self._stumble("end")
+
+    def session_lost(self) -> None:
+        self._stumble("session_lost")
+
+    def _stumble(self, at: str) -> None:
+        if at in self.at:
+            raise RuntimeError(at)
+
+
+@pytest.mark.parametrize("at", [("begin",), ("repeated", "end")])
+def test_an_observer_that_fails_changes_nothing_and_others_still_see(onlooker: Onlooker, at: tuple[str, ...]) -> None:
+    def repeats() -> Operation[str]:
+        yield Backoff(2, 0.0, Unavailable("lost"))
+        return "done"
+
+    with looking_on(Clumsy(*at)), looking_on(Onlooker()) as last:
+        operation = observing.observed(repeats())
+        next(operation)
+        with pytest.raises(StopIteration, match="done"):
+            operation.send(None)
+    assert [[seen.result for seen in each.seen] for each in (onlooker, last)] == [["done"], ["done"]]
+
+
+def test_news_that_one_observer_cannot_bear_reach_the_next() -> None:
+    heard: list[str] = []
+
+    class Hears(Onlooker):
+        def session_lost(self) -> None:
+            heard.append("lost")
+
+    with looking_on(Clumsy("session_lost")), looking_on(Hears()):
+        observing.tell(lambda each: each.session_lost())
+    assert heard == ["lost"]
 
 
 def test_nobody_looks_on_after_the_end_of_it(onlooker: Onlooker) -> None:

@@ -99,6 +99,19 @@ def test_where_no_voter_survives_the_lowest_node_begins_anew_once_that_is_certai
     assert restorers(seats(A), (A, B, C), B, C) == [], "it may come back"
 
 
+def test_who_had_no_vote_yet_when_the_quorum_was_last_heard_is_not_forgotten() -> None:
+    """It may have got one since: then it is half of two, and has all the data."""
+    opener, fellow = seats(C)[0], Seat("m-b", B, votes=False)
+    assert restorers([opener, fellow], (A, B), A, B, members=(B,)) == [B]
+    assert survivors([opener, fellow], (A, B), words(A, B, members=(B,))) == [fellow]
+    assert survivors([opener, fellow], (A, B, C), words(A, B, C, members=(B, C))) == [opener], "there is a voter"
+
+
+def test_nor_is_a_member_that_nobody_had_heard_of() -> None:
+    assert restorers(seats(C), (A, B), A, B, members=(B,)) == [B], "and not A, with nothing"
+    assert survivors(seats(C), (A, B), words(A, B, members=(B,))) == [Seat("m-b", B, votes=False)]
+
+
 @given(st.data())
 def test_two_sides_of_a_cut_never_both_restore(data: st.DataObject) -> None:
     peers = PEERS[: data.draw(st.integers(1, 5))]
@@ -118,4 +131,4 @@ def test_who_restores_is_one_and_has_no_majority_against_it(data: st.DataObject)
     if chosen:
         silent = [seat for seat in votes if seat.host in peers and seat.host not in heard]
         assert 2 * len(silent) <= len(votes)
-        assert 2 * len(survivors(votes, peers, words(*heard))) <= len(votes)
+        assert 2 * sum(seat.votes for seat in survivors(votes, peers, words(*heard))) <= len(votes)
