@@ -47,6 +47,8 @@ class Keeper:
         self.ready = Signal()
         """Set while there is an identity, or an `error` that says why there can be none."""
         self.error: SkywardEtcdError | None = None
+        self.trouble: Unavailable | None = None
+        """Why its last call got no answer, until one does. It tries again."""
         self._wire = wire
         self._layout = layout
         self._ttl_s = ttl_s
@@ -115,9 +117,10 @@ class Keeper:
                 elif time.monotonic() >= self.identity.valid_until - self._ttl_s * 2 / 3:
                     renewals += 1
                     self._renew(self.identity, check=renewals % _CHECK_EVERY == 0)
-                failures = 0
+                failures, self.trouble = 0, None
             except Unavailable as error:
                 failures += 1
+                self.trouble = error
                 log.debug("lease: %s", error)
                 self._wake.wait(pause_before(failures + 1))
                 continue

@@ -266,9 +266,9 @@ class Session:
         identity = self._keeper.identity
         if identity is not None:
             return identity
+        because = self._keeper.trouble or "is the cluster up?"
         raise self._keeper.error or Unavailable(
-            f"no lease from {', '.join(self.endpoints)} in time: is the cluster up?",
-            maybe_applied=False,
+            f"no lease from {', '.join(self.endpoints)} in time: {because}", maybe_applied=False
         )
 
     def renounce(self, identity: Identity) -> None:

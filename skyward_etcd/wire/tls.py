@@ -170,6 +170,7 @@ _MEANINGS = (
     ("alert bad certificate", "the cluster refused our client certificate: it is missing, expired, or another CA's"),
     ("unknown ca", "the cluster does not know the CA of our client certificate: have it signed by the cluster's"),
     ("wrong version number", "there is no TLS at this address: leave out the certificates, or use the right port"),
+    ("unexpected eof", "there is no TLS at this address, or the member has just ended: is it the right port?"),
     ("it wants tls", "give the cluster's CA, certificate and key, with https:// endpoints"),
     ("without a word: does it want tls", "give the cluster's CA, certificate and key, or renew them"),
 )

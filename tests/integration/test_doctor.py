@@ -292,9 +292,9 @@ def test_wrong_credentials(tmp_path: Path) -> None:
 
 def test_a_clock_that_is_wrong(one_member: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours: what the member answers is real."""
-    monkeypatch.setattr(http, "time", SimpleNamespace(time=lambda: time.time() + 3600))
+    monkeypatch.setattr(http, "time", SimpleNamespace(time=lambda: time.time() + 3600, monotonic=time.monotonic))
     assert "behind" in ask(one_member.endpoints)["clock"]["what"]
-    monkeypatch.setattr(http, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+    monkeypatch.setattr(http, "time", SimpleNamespace(time=lambda: time.time() - 3600, monotonic=time.monotonic))
     assert "ahead" in ask(one_member.endpoints)["clock"]["what"]
 
 

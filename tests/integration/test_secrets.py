@@ -51,7 +51,7 @@ def ours() -> Iterator[Path]:
 
 def seen_in_processes(*words: str) -> list[str]:
     """Return the command lines with one of these words, and the environments of etcd's processes."""
-    found = []
+    found: list[str] = []
     for process in ours():
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_bytes()
@@ -63,7 +63,7 @@ def seen_in_processes(*words: str) -> list[str]:
 
 def loose(directory: Path) -> list[str]:
     """Return what is below a directory that others than its owner may touch."""
-    found = []
+    found: list[str] = []
     for path in directory.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # etcd renames what it has prepared
             mode = path.lstat().st_mode
@@ -85,7 +85,12 @@ def test_a_pool_shows_its_secret_to_nobody(
     caplog.set_level("DEBUG")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(secrets, "token_bytes", lambda _count: SECRET.encode())
+    random = secrets.token_bytes
+
+    def known(count: int) -> bytes:
+        return SECRET.encode() if count == 32 else random(count)
+
+    monkeypatch.setattr(secrets, "token_bytes", known)
     monkeypatch.setenv("SKYWARD_ETCD_SECRET", PASSWORD)  # of another cluster: none of the pool's business
     image = sky.Image(env={"TOKEN": TOKEN})
     shown: list[str] = []

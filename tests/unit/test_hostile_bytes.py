@@ -78,7 +78,7 @@ def no_pickle_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pickles_are_loaded_in_known_places_only() -> None:
     """Values that are signed, and what comes through a socket that a process was born with: nowhere else."""
     home = Path(skyward_etcd.__file__).parent
-    found = set()
+    found: set[str] = set()
     for file in home.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in ("loads", "load", "Unpickler"):
@@ -238,7 +238,7 @@ def test_a_line_without_end_is_not_read_to_its_end() -> None:
 
 # ---- what comes over the wire
 
-CALLS = [each for each in vars(methods).values() if isinstance(each, Method)]
+CALLS: list[Method[Any, Any]] = [each for each in vars(methods).values() if isinstance(each, Method)]
 
 
 class Garbled:

@@ -71,7 +71,7 @@ TABLE = {
             "dashboard",
         )
     ),
-    "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session", "wire.address")),
+    "plugin": Layer(may_import=("pool", "cluster", "active", "collections", "session", "wire.address", "wire.tls")),
     "testing": Layer(
         may_import=(
             "wire",
