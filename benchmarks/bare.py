@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import queue
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 
+from skyward_etcd.wire import http, methods
 from skyward_etcd.wire import messages as pb
-from skyward_etcd.wire import methods
 from skyward_etcd.wire.client import Wire
 from skyward_etcd.wire.methods import Method, Reply, Request
 
@@ -141,6 +140,8 @@ def cpu_seconds(endpoints: Sequence[str]) -> float:
 def _total(endpoints: Sequence[str], counts: Callable[[str], bool]) -> float:
     total = 0.0
     for endpoint in endpoints:
-        with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=10) as page:
-            total += sum(float(line.rpartition(" ")[2]) for line in page.read().decode().splitlines() if counts(line))
+        page = http.ask(endpoint, "/metrics", timeout_s=10.0)
+        if page is None:
+            raise ConnectionError(f"{endpoint} does not tell its metrics")
+        total += sum(float(line.rpartition(" ")[2]) for line in page.body.decode().splitlines() if counts(line))
     return total

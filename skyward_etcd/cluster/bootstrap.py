@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
+import os
 import secrets
 import shutil
 import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from skyward_etcd.cluster import binary, private
-from skyward_etcd.cluster.lifeline import SCRATCH
-from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken, require_space
+from skyward_etcd.cluster.lifeline import SCRATCH, SOCKETS
+from skyward_etcd.cluster.member import Member, MemberSpec, require_space
 from skyward_etcd.errors import PoolError
 
 __all__ = [
@@ -35,11 +38,15 @@ __all__ = [
     "plan",
     "planned",
     "replan",
+    "sockets_of",
     "start_all",
     "voters",
 ]
 
 _PLAN = "cluster.json"
+_LONGEST_PATH = 88
+"""Bytes of a directory for sockets: the address of one has 104 on some systems, and a member's name comes after it."""
+_SHORT = "/tmp"  # noqa: S108 - there may be a longer TMPDIR; what is in the way there, and not ours, is refused
 
 
 def voters(nodes: int, *, spot: bool = False) -> int:
@@ -58,7 +65,7 @@ def voters(nodes: int, *, spot: bool = False) -> int:
 
 
 def plan(members: int, directory: Path, *, durable: bool = False) -> list[MemberSpec]:
-    """Plan a cluster on this machine, with its data under ``directory``, on ports that are free now.
+    """Plan a cluster on this machine, with its data under ``directory``, and sockets that only this user can reach.
 
     A durable cluster has one plan for life, kept in its directory: members are known to each other by their addresses.
 
@@ -71,13 +78,8 @@ def plan(members: int, directory: Path, *, durable: bool = False) -> list[Member
         if len(kept) != members:
             raise PoolError(f"{directory} holds a cluster of {len(kept)} members, not {members}")
         return kept
-    urls = [f"http://127.0.0.1:{port}" for port in free_ports(2 * members)]
-    cluster = {f"m{number}": urls.pop() for number in range(1, members + 1)}
-    token = secrets.token_hex(8)
-    specs = [
-        MemberSpec(name, directory / name, urls.pop(), peer_url, cluster, token, durable=durable, restarts=durable)
-        for name, peer_url in cluster.items()
-    ]
+    urls = {name: _urls(name) for name in (f"m{number}" for number in range(1, members + 1))}
+    specs = _specs(directory, urls, secrets.token_hex(8), durable=durable)
     if durable:
         _save(directory, specs)
     return specs
@@ -93,14 +95,49 @@ def check_size(members: int) -> None:
         raise ValueError(f"a cluster has 1, 3 or 5 members, not {members}: an even one is less safe, not more")
 
 
-def newcomer(name: str, directory: Path, token: str) -> MemberSpec:
-    """Plan a member that joins a running cluster on this machine, on ports that are free now.
+def newcomer(name: str, directory: Path, token: str, sockets: Path | None = None) -> MemberSpec:
+    """Plan a member that joins a running cluster on this machine, which has its ``sockets`` there, or begins another.
 
     Name and directory are its own: no member before had them. Whom it joins, `membership` fills in.
     """
-    client, peer = free_ports(2)
-    urls = (f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}")
-    return MemberSpec(name, directory / name, *urls, {}, token, state="existing")
+    place = directory.absolute() / name
+    return MemberSpec(name, place, *_urls(name), {}, token, state="existing", sockets=sockets or sockets_of(directory))
+
+
+def sockets_of(directory: Path) -> Path:
+    """Return where the sockets are of a cluster that has its data in a directory: there, unless its path is too long.
+
+    It is made when the first member starts, and goes with the cluster.
+    """
+    place = directory.absolute() / SOCKETS
+    if len(os.fsencode(place)) <= _LONGEST_PATH:
+        return place
+    mark = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
+    return Path(_SHORT, f"{SCRATCH}{os.getuid()}-{mark}")
+
+
+def _urls(name: str) -> tuple[str, str]:
+    """Return the client's and the peers' URL of a member: the names of sockets, with etcd's own ports' numbers.
+
+    Releases before 3.5.7 or so take no other form than ``name:number``.
+    """
+    return f"unix://{name}:2379", f"unix://{name}:2380"
+
+
+def _specs(directory: Path, urls: Mapping[str, tuple[str, str]], token: str, *, durable: bool) -> list[MemberSpec]:
+    cluster = {name: peer_url for name, (_, peer_url) in urls.items()}
+    plain = MemberSpec("", directory, "", "", cluster, token, durable=durable, restarts=durable)
+    return [
+        replace(
+            plain,
+            name=name,
+            data_dir=directory.absolute() / name,
+            client_url=client_url,
+            peer_url=peer_url,
+            sockets=sockets_of(directory) if client_url.startswith("unix:") else None,
+        )
+        for name, (client_url, peer_url) in urls.items()
+    ]
 
 
 def planned(directory: Path) -> list[MemberSpec]:
@@ -150,7 +187,6 @@ def start_all(members: Sequence[Member], timeout_s: float = 30.0) -> None:
     """Start members side by side and wait until all are ready; if one fails, none is left running.
 
     Raises:
-        PortTaken: one of their ports was taken meanwhile: plan again.
         PoolError: one exited, or they are not ready in time.
     """
     deadline = time.monotonic() + timeout_s
@@ -214,7 +250,7 @@ class LocalCluster:
 
     @property
     def endpoints(self) -> list[str]:
-        """``host:port`` of every member."""
+        """``unix:///path`` of every member's socket. Only this user, and root, can reach it."""
         return [member.spec.endpoint for member in self.members]
 
     def start(self, timeout_s: float = 30.0) -> None:
@@ -228,12 +264,15 @@ class LocalCluster:
         etcd = binary.find(self._choice, durable=self._durable is not None, members=self._count)
         with contextlib.ExitStack() as held:
             if self._durable:
-                held.enter_context(claim(self._durable))
-                self.members = _start(etcd, self._count, self._durable, durable=True, timeout_s=timeout_s)
+                directory = self._durable
+                held.enter_context(claim(directory))
             else:
                 directory = Path(tempfile.mkdtemp(prefix=SCRATCH))
                 held.callback(shutil.rmtree, directory, ignore_errors=True)
-                self.members = _start(etcd, self._count, directory, durable=False, timeout_s=timeout_s)
+            held.callback(shutil.rmtree, sockets_of(directory), ignore_errors=True)
+            specs = plan(self._count, directory, durable=self._durable is not None)
+            self.members = [Member(etcd, spec) for spec in specs]
+            start_all(self.members, timeout_s)
             self._held = held.pop_all()
 
     def stop(self) -> None:
@@ -255,24 +294,6 @@ class LocalCluster:
         self.stop()
 
 
-def _start(
-    etcd: binary.Etcd, count: int, directory: Path, *, durable: bool, timeout_s: float, attempts: int = 5
-) -> list[Member]:
-    """Plan and start, with new ports if somebody was quicker than we; a cluster with data keeps its addresses."""
-    kept = durable and has_plan(directory)
-    members = [Member(etcd, spec) for spec in plan(count, directory, durable=durable)]
-    try:
-        start_all(members, timeout_s)
-    except PortTaken:
-        if kept or attempts == 1:
-            raise
-        drop_plan(directory)
-        for member in members:  # those that did start know the old addresses
-            shutil.rmtree(member.spec.data_dir, ignore_errors=True)
-        return _start(etcd, count, directory, durable=durable, timeout_s=timeout_s, attempts=attempts - 1)
-    return members
-
-
 def _save(directory: Path, specs: Sequence[MemberSpec]) -> None:
     """Write the plan before anything is started by it, so that no data is ever without its plan."""
     private.directory(directory)
@@ -285,8 +306,4 @@ def _load(directory: Path) -> list[MemberSpec] | None:
         saved = json.loads((directory / _PLAN).read_text())
     except FileNotFoundError:
         return None
-    cluster = {name: peer_url for name, (_, peer_url) in saved["members"].items()}
-    return [
-        MemberSpec(name, directory / name, client_url, peer_url, cluster, saved["token"], durable=True, restarts=True)
-        for name, (client_url, peer_url) in saved["members"].items()
-    ]
+    return _specs(directory, saved["members"], saved["token"], durable=True)

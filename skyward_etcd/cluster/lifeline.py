@@ -1,18 +1,20 @@
 """Run a command that must not outlive its owner: whatever ends the owner, SIGKILL included, ends the command too.
 
-Run as ``python -I -S lifeline.py FD [--grace SECONDS] [--scratch DIR] -- command ...`` with the standard library only,
-so that it costs about 10 ms. ``FD`` is one end of a stream socket whose other end the owner holds:
+Run as ``python -I -S lifeline.py FD [--grace SECONDS] [--scratch DIR] [--sockets DIR/NAME] -- command ...`` with the
+standard library only, so that it costs about 10 ms. ``FD`` is one end of a stream socket whose other end the owner has:
 
 - the first line that we write tells the owner the process id of the command;
 - every byte that we read is the number of a signal for the command. Only we can send one safely: as long as we have
   not reaped the command, its process id cannot belong to anything else;
 - end of file: the owner is gone. The command gets SIGTERM and ``SECONDS`` to obey if there is a ``--grace``, then it is
-  killed with all its descendants, and ``DIR`` is removed, with a temporary directory of ours that held nothing else.
+  killed with all its descendants. Its scratch directory is removed, and its sockets, which are named ``NAME:...``, with
+  directories of ours that held nothing else.
 
 Our exit code is the command's, or 128 + the number of the signal that ended it.
 """
 
-# ruff: noqa: PTH106, PTH110, PTH119, PTH120, SIM105 - contextlib and pathlib would take longer to import than all the rest
+# ruff: noqa: PTH106, PTH108, PTH110, PTH112, PTH118, PTH119, PTH120, PTH208, SIM105
+# contextlib and pathlib would take longer to import than all the rest
 
 from __future__ import annotations
 
@@ -25,6 +27,8 @@ import sys
 SIGKILL, SIGTERM = 9, 15
 SCRATCH = "skyward-etcd-"
 """How the names of temporary directories begin that are ours to remove."""
+SOCKETS = "sockets"
+"""The name of a directory for the sockets of one cluster."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -41,6 +45,8 @@ def main(arguments: list[str]) -> int:
     _, status = os.waitpid(command, 0)
     if orphaned and "--scratch" in options:
         remove(options["--scratch"])
+    if orphaned and "--sockets" in options:
+        remove_sockets(options["--sockets"])
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
@@ -125,12 +131,29 @@ def remove(directory: str) -> None:
         if not os.path.exists(directory):
             break
         time.sleep(0.02)
-    above = os.path.dirname(directory)
-    if os.path.basename(above).startswith(SCRATCH):  # and not, for instance, the user's empty TMPDIR
+    leave(os.path.dirname(directory))
+
+
+def remove_sockets(stem: str) -> None:
+    """Remove what a killed command has listened at."""
+    directory, name = os.path.split(stem)
+    for each in os.listdir(directory) if os.path.isdir(directory) else ():
+        if each.startswith(f"{name}:"):
+            try:
+                os.unlink(os.path.join(directory, each))
+            except OSError:
+                pass
+    leave(directory)
+
+
+def leave(directory: str) -> None:
+    """Remove directories of ours that are empty, from this one upward; not, for instance, the user's empty TMPDIR."""
+    while os.path.basename(directory) == SOCKETS or os.path.basename(directory).startswith(SCRATCH):
         try:
-            os.rmdir(above)
+            os.rmdir(directory)
         except OSError:  # not empty: another member's turn
-            pass
+            return
+        directory = os.path.dirname(directory)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from skyward_etcd.cluster.binary import Etcd
 from skyward_etcd.cluster.process import Supervised, launch
 from skyward_etcd.cluster.tls import MemberFiles
 from skyward_etcd.errors import PoolError
+from skyward_etcd.wire.address import Address
 
 __all__ = ["Member", "MemberSpec", "PortTaken", "data_directory", "flags", "require_space"]
 
@@ -63,11 +63,18 @@ class MemberSpec:
     """Where it tells without a certificate whether it is well: an address of this machine's own."""
     grows: bool = False
     """Others will join it, so it takes the time limits of a cluster of several from the start."""
+    sockets: Path | None = None
+    """The directory of its cluster's sockets, where nobody else gets in; then its URLs are ``unix://name:port``."""
 
     @property
     def endpoint(self) -> str:
-        """``host:port`` for clients."""
-        return urlsplit(self.client_url).netloc
+        """``host:port`` for clients, or ``unix:///path``."""
+        return self.where(self.client_url)
+
+    def where(self, url: str) -> str:
+        """Return the endpoint of a URL of its cluster's. etcd finds sockets from the directory that it runs in."""
+        place = urlsplit(url).netloc
+        return f"unix://{self.sockets / place}" if self.sockets and url.startswith("unix:") else place
 
 
 class Member:
@@ -86,18 +93,25 @@ class Member:
         """
         if self.alive:
             raise PoolError(f"etcd member {self.spec.name} is already running")
-        directory = self.spec.data_dir
+        directory, sockets = self.spec.data_dir, self.spec.sockets
         private.directory(directory)
+        if sockets:
+            private.closed(sockets)
+            for url in (self.spec.client_url, self.spec.peer_url):  # a killed member has left its own, and etcd minds
+                (sockets / urlsplit(url).netloc).unlink(missing_ok=True)
         if not data_directory(self.spec).exists():
             require_space(directory, 1)
             self._await_turn()
         with private.opened(self._log, "ab") as log:
             self._process = launch(
-                [self.etcd.path, *flags(self.etcd, self.spec)],
+                [self.etcd.path.absolute(), *flags(self.etcd, self.spec)],
                 stdout=log,
                 stderr=log,
                 env=config.environment_of_etcd(),
+                cwd=sockets,
+                # What a member that restarts has left is the next one's, which may be quicker than a supervisor.
                 scratch=None if self.spec.restarts else directory,
+                sockets=sockets / self.spec.name if sockets and not self.spec.restarts else None,
             )
 
     def ready(self) -> bool:
@@ -109,7 +123,7 @@ class Member:
         """
         if not self.alive:
             self._raise_exited()
-        return b'"health":"true"' in _ask(urlsplit(self.spec.health_url or self.spec.client_url).netloc, "/health")
+        return b'"health":"true"' in _ask(self.spec.where(self.spec.health_url or self.spec.client_url), "/health")
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until `ready`.
@@ -167,7 +181,7 @@ class Member:
         for name, peer_url in self.spec.initial_cluster.items():
             if name == self.spec.name or self.spec.state == "existing":
                 return
-            while not _ask(urlsplit(peer_url).netloc, "/version") and time.monotonic() < deadline:
+            while not _ask(self.spec.where(peer_url), "/version") and time.monotonic() < deadline:
                 time.sleep(0.003)
 
     @property
@@ -265,9 +279,8 @@ def _by_release(etcd: Etcd) -> dict[str, str]:
 
 def _ask(endpoint: str, path: str) -> bytes:
     """Return the answer to an HTTP request, or nothing. http.client takes longer to import than a member to start."""
-    host, _, port = endpoint.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0) as connection:
+        with Address.parse(endpoint).connect(1.0, None) as connection:
             connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             return connection.recv(4096)  # these answers are small and come whole; the end of the stream may tarry
     except OSError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import IO, Literal
 
-__all__ = ["directory", "opened", "write"]
+__all__ = ["closed", "directory", "opened", "write"]
 
 
 def directory(path: Path) -> Path:
@@ -21,6 +22,19 @@ def directory(path: Path) -> Path:
     if not path.is_dir():
         raise NotADirectoryError(f"{path} is there, and is no directory")
     return path
+
+
+def closed(path: Path) -> None:
+    """Make a directory that nobody else can enter, or make sure that this one is so.
+
+    Raises:
+        PermissionError: somebody else has made it.
+    """
+    directory(path)
+    found = path.lstat()
+    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
+        raise PermissionError(f"{path} is another user's, or no directory: remove it")
+    path.chmod(0o700)
 
 
 def opened(path: Path, mode: Literal["ab", "wb"]) -> IO[bytes]:

@@ -98,15 +98,20 @@ def launch(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     grace_s: float = 0.0,
+    cwd: Path | None = None,
     scratch: Path | None = None,
+    sockets: Path | None = None,
 ) -> Supervised:
     """Start a command whose life ends with ours.
 
     When this process is gone, the command is killed, after SIGTERM and ``grace_s`` seconds if there are any, and then
-    the directory ``scratch`` is removed. The streams and ``pass_fds`` are inherited as by `subprocess.Popen`.
+    the directory ``scratch`` is removed, and of ``sockets``, a directory and the command's name there, what is named
+    ``name:...``. The streams and ``pass_fds`` are inherited as by `subprocess.Popen`.
     """
     ours, theirs = socket.socketpair()
-    options = ["--grace", str(grace_s), *(["--scratch", str(scratch)] if scratch else [])]
+    options = ["--grace", str(grace_s)]
+    for name, path in (("--scratch", scratch), ("--sockets", sockets)):
+        options += [name, str(path)] if path else []
     try:
         with theirs:
             supervisor = subprocess.Popen(
@@ -115,6 +120,7 @@ def launch(
                 stdout=stdout,
                 stderr=stderr,
                 env=env,
+                cwd=cwd,
                 pass_fds=(theirs.fileno(), *pass_fds),
                 start_new_session=True,  # Ctrl-C in the terminal is for the owner, who ends us in its own order
             )

@@ -199,8 +199,8 @@ def recover_directory(directory: Path, etcd: Etcd, *, make_fit: Callable[[str], 
         alone: dict[str, Member] = {}
         for spec in before:
             with contextlib.suppress(PoolError):  # these data are not to be used
-                alone[spec.name] = _started_alone(etcd, spec, scratch)
-                stack.callback(alone[spec.name].kill)
+                alone[spec.name] = member = _started_alone(etcd, spec, scratch / spec.name)
+                stack.callback(_drop, member)
         if len(alone) > len(before) // 2:
             have = f"{len(alone)} of its {len(before)} members have their data ({', '.join(alone)})"
             raise PoolError(f"the cluster in {directory} is not lost: {have}. Open it as always")
@@ -243,7 +243,7 @@ def restore_directory(
         alone = replace(alone, initial_cluster={alone.name: alone.peer_url}, state="new")
         restore(etcd, file, alone)
         member = Member(etcd, alone)
-        stack.callback(member.kill)
+        stack.callback(_drop, member)
         member.start()
         member.wait_ready()
         make_fit(alone.endpoint)
@@ -261,7 +261,7 @@ def restore_directory(
 
 
 def _started_alone(etcd: Etcd, spec: MemberSpec, scratch: Path) -> Member:
-    """Run a copy of a member, at addresses that nobody knows. It reads its log to the end, which its data file lags."""
+    """Run a copy of a member, where nobody finds it. It reads its log to the end, which its data file lags."""
     copy = bootstrap.newcomer(spec.name, scratch, spec.token)
     copy = replace(copy, initial_cluster={copy.name: copy.peer_url}, state="new", alone=True)
     if not data_directory(spec).is_dir():
@@ -272,9 +272,15 @@ def _started_alone(etcd: Etcd, spec: MemberSpec, scratch: Path) -> Member:
         member.start()
         member.wait_ready()
     except BaseException:
-        member.kill()
+        _drop(member)
         raise
     return member
+
+
+def _drop(member: Member) -> None:
+    member.kill()
+    if member.spec.sockets:
+        shutil.rmtree(member.spec.sockets, ignore_errors=True)
 
 
 def _successors(directory: Path, before: Sequence[MemberSpec]) -> list[MemberSpec]:

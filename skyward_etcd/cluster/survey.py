@@ -144,7 +144,7 @@ class _Asker:
                 took = time.monotonic() - sent
             except SkywardEtcdError as error:
                 return error
-            return _Found(self._answer(endpoint, status, took), _members(wire), self._denied(wire))
+            return _Found(self._answer(endpoint, status, took), _members(wire, endpoint), self._denied(wire))
 
     def _answer(self, endpoint: str, status: pb.StatusResponse, took_s: float) -> Answer:
         page = http.ask(endpoint, "/metrics", tls=self._tls, timeout_s=_CALL_S)
@@ -182,17 +182,21 @@ class _Asker:
         return ""
 
 
-def _members(wire: Wire) -> Sequence[Listed]:
+def _members(wire: Wire, asked: str) -> Sequence[Listed]:
     """Return the members that this one knows."""
     try:
         listed = wire.call(MEMBER_LIST, pb.MemberListRequest(linearizable=False), timeout_s=_CALL_S).members
     except SkywardEtcdError:
         return ()
     return [
-        Listed(each.ID, each.name, [_endpoint(url) for url in each.clientURLs], each.isLearner)
+        Listed(each.ID, each.name, [_endpoint(url, asked) for url in each.clientURLs], each.isLearner)
         for each in sorted(listed, key=lambda each: str(each.name))
     ]
 
 
-def _endpoint(url: str) -> str:
-    return url if url.startswith("https://") else urlsplit(url).netloc or url
+def _endpoint(url: str, asked: str) -> str:
+    """Return where a URL leads that the member at the endpoint ``asked`` has told of: a socket lies beside its own."""
+    if url.startswith("https://"):
+        return url
+    place = urlsplit(url).netloc or url
+    return f"{asked.rpartition('/')[0]}/{place}" if url.startswith("unix://") and place != url else place

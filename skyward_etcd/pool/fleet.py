@@ -17,7 +17,7 @@ from pathlib import Path
 from skyward_etcd.cluster import binary, bootstrap
 from skyward_etcd.cluster.binary import Etcd, Verdict
 from skyward_etcd.cluster.lifeline import SCRATCH
-from skyward_etcd.cluster.member import MemberSpec, PortTaken
+from skyward_etcd.cluster.member import MemberSpec
 from skyward_etcd.errors import PoolError, QuorumLost
 from skyward_etcd.pool.call import Call
 from skyward_etcd.pool.dispatch import Dispatcher
@@ -33,6 +33,7 @@ __all__ = ["Blueprint", "Fleet"]
 _log = logging.getLogger("skyward_etcd.pool")
 
 _ATTEMPTS = 3
+"""To replace a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +100,11 @@ class Fleet:
             PoolError: a node could not be started, for the reason given.
         """
         etcd = self._find_etcd()
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                self._start_all(etcd)
-            except PortTaken:
-                self.kill()
-                if attempt == _ATTEMPTS or self._blueprint.durable:
-                    raise
-            except BaseException:
-                self.kill()
-                raise
-            else:
-                return
+        try:
+            self._start_all(etcd)
+        except BaseException:
+            self.kill()
+            raise
 
     def recover(self) -> None:
         """Make a new cluster from what is left of a lost one, and replace the nodes that died.
@@ -224,16 +218,17 @@ class Fleet:
             self._dispatcher.add(handle)
 
     def _plan(self, etcd: Etcd) -> Sequence[MemberSpec]:
-        if self._blueprint.durable:
-            return _durable_plan(self._voters, self._blueprint.durable)
+        directory = self._blueprint.durable
+        specs = bootstrap.plan(self._voters, directory or self._new_scratch(), durable=directory is not None)
+        self._scratch += [specs[0].sockets] if specs[0].sockets else []
+        if directory:
+            return specs
         # A directory for each node: it goes with the node, as the disk of a lost machine would. Only one that is alone
         # keeps it, if its release may restart from it: else a function that crashes its node would end the pool.
         sound = binary.grade(etcd.version, durable=True, members=1).verdict is not Verdict.REFUSED
-        specs = bootstrap.plan(self._voters, Path())
-        return [
-            replace(spec, data_dir=self._new_scratch() / spec.name, restarts=sound and len(specs) == 1)
-            for spec in specs
-        ]
+        if len(specs) == 1:
+            return [replace(specs[0], restarts=sound)]
+        return [replace(spec, data_dir=self._new_scratch() / spec.name) for spec in specs]
 
     def _new_scratch(self) -> Path:
         self._scratch.append(Path(tempfile.mkdtemp(prefix=SCRATCH)))
@@ -363,14 +358,3 @@ class Fleet:
             self._tell(handle)
             if self.lost:
                 handle.lose(self.lost)
-
-
-def _durable_plan(members: int, directory: Path) -> list[MemberSpec]:
-    """The plan that the directory was made with, or a new one: members keep their addresses."""
-    specs = bootstrap._load(directory)  # pyright: ignore[reportPrivateUsage]
-    if specs is None:
-        specs = bootstrap.plan(members, directory, durable=True)
-        bootstrap._save(directory, specs)  # pyright: ignore[reportPrivateUsage]
-    if len(specs) != members:
-        raise PoolError(f"{directory} holds a cluster of {len(specs)} members, and this pool would have {members}")
-    return specs

@@ -20,7 +20,7 @@ from skyward_etcd.cluster import bootstrap, recovery
 from skyward_etcd.cluster.binary import Etcd, Verdict, grade, spell
 from skyward_etcd.cluster.member import MemberSpec
 from skyward_etcd.cluster.membership import Membership
-from skyward_etcd.errors import PoolError, QuorumLost
+from skyward_etcd.errors import QuorumLost
 from skyward_etcd.pool.handle import NodeHandle
 from skyward_etcd.session import recovered
 
@@ -28,7 +28,6 @@ __all__ = ["Members"]
 
 _log = logging.getLogger("skyward_etcd.pool")
 
-_ATTEMPTS = 3
 _LONGEST_PAUSE_S = 30.0
 """Between two attempts to replace a member, when there is no room for it or the like."""
 
@@ -55,7 +54,7 @@ class Members:
         self._by_node = dict(by_node)
         """Those nodes that have a member; None where it is lost and not replaced yet."""
         self._membership = Membership({member.name: member.endpoint for member in founders}, size=len(by_node))
-        self._token = founders[0].token
+        self._token, self._sockets = founders[0].token, founders[0].sockets
         self._numbers = numbers or itertools.count(len(founders) + 1)
         self._new_directory = new_directory
         self._on_change = on_change
@@ -71,7 +70,7 @@ class Members:
         return self._by_node.get(node)
 
     def endpoints(self, node: int | None = None) -> tuple[str, ...]:
-        """Return ``host:port`` of the members, as it suits a node: its own first, and those without one spread out."""
+        """Return the endpoints of the members, as it suits a node: its own first, and those without one spread out."""
         members = [(index, member.endpoint) for index, member in self._by_node.items() if member]
         if not members or node is None:
             return tuple(endpoint for _, endpoint in members)
@@ -142,18 +141,14 @@ class Members:
 
     def _restored(self, snapshot: Path, node: NodeHandle) -> MemberSpec:
         """Have a node run a member with the data of a snapshot: the only one of a new cluster."""
-        problem: PoolError | None = None
-        for _ in range(_ATTEMPTS):  # somebody else may have been quicker to take its ports
-            fresh = bootstrap.newcomer(f"m{next(self._numbers)}", self._new_directory(), secrets.token_hex(8))
-            fresh = replace(fresh, initial_cluster={fresh.name: fresh.peer_url}, state="new")
-            recovery.restore(self.etcd, snapshot, fresh)
-            try:
-                node.start_member(self.etcd, fresh)
-            except PoolError as error:
-                problem = error
-            else:
-                return fresh
-        raise problem or PoolError("not recovered")
+        fresh = replace(self._newcomer(secrets.token_hex(8)), state="new")
+        fresh = replace(fresh, initial_cluster={fresh.name: fresh.peer_url})
+        recovery.restore(self.etcd, snapshot, fresh)
+        node.start_member(self.etcd, fresh)
+        return fresh
+
+    def _newcomer(self, token: str) -> MemberSpec:
+        return bootstrap.newcomer(f"m{next(self._numbers)}", self._new_directory(), token, self._sockets)
 
     def close(self) -> None:
         """Change nothing any more; what is under way is given up."""
@@ -169,7 +164,7 @@ class Members:
                 self._fill(node)
 
     def _fill(self, node: NodeHandle) -> None:
-        fresh = bootstrap.newcomer(f"m{next(self._numbers)}", self._new_directory(), self._token)
+        fresh = self._newcomer(self._token)
         try:
             self._membership.replace(fresh, partial(node.start_member, self.etcd), check=node.check_member)
             self._by_node[node.index] = fresh

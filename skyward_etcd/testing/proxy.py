@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from skyward_etcd.wire.address import Address
+
 __all__ = ["HALF_OPEN", "REFUSING", "SOUND", "Faults", "Proxy"]
 
 _CHUNK = 64 * 1024
 _ON_ITS_WAY = 256
 """Chunks that a slow line holds; the sender waits when there are more."""
+_CONNECT_S = 10.0
 _LAST_ANSWER_S = 5.0
 """How long the answer to a request is awaited after its client was cut off: to count those that were lost."""
 
@@ -58,8 +61,7 @@ class Proxy:
     """
 
     def __init__(self, target: str, *, seed: int = 0, name_of: Callable[[int], str] | None = None) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host.strip("[]"), int(port))
+        self._target = Address.parse(target)
         self._name_of = name_of
         self._random = random.Random(seed)  # noqa: S311 - faults that can be repeated, no secrets
         self._faults: dict[str | None, Faults] = {}
@@ -223,9 +225,10 @@ class _Connection:
     def faults(self) -> Faults:
         return self._proxy.faults_of(self._source)
 
-    async def serve(self, accepted: socket.socket, target: tuple[str, int]) -> None:
+    async def serve(self, accepted: socket.socket, target: Address) -> None:
         from_client, self._client = await asyncio.open_connection(sock=accepted, limit=_CHUNK)
-        from_server, self._server = await asyncio.open_connection(*target, limit=_CHUNK)
+        connected = await asyncio.to_thread(target.connect, _CONNECT_S, None)
+        from_server, self._server = await asyncio.open_connection(sock=connected, limit=_CHUNK)
         lines = (
             self._line(from_client, self._to_server, "loses_requests"),
             self._line(from_server, self._to_client, "loses_replies"),

@@ -1,4 +1,4 @@
-"""Where a member listens: ``host:port``, ``unix:/path``, and the same with ``http://`` or ``https://`` before it."""
+"""Where a member listens: ``host:port``, ``unix:///path``, and the same with ``http://`` or ``https://`` before it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Address:
     def text(self) -> str:
         """The endpoint in its shortest form."""
         if not self.port:
-            return f"unixs://{self.host}" if self.wants_tls else f"unix:{self.host}"
+            return f"unixs://{self.host}" if self.wants_tls else f"unix://{self.host}"
         return f"https://{self.authority}" if self.wants_tls else self.authority
 
     @property

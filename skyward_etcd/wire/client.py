@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.address import Address
 from skyward_etcd.wire.channel import Channel, Metadata, RawStream, open_channel
 from skyward_etcd.wire.methods import AUTHENTICATE, Method
-from skyward_etcd.wire.status import CallFailed, Status, is_stale_token, translate
+from skyward_etcd.wire.status import CallFailed, Status, is_etcds_word, is_stale_token, translate
 from skyward_etcd.wire.tls import Tls
 
 __all__ = ["Login", "Stream", "Tls", "Wire"]
@@ -31,6 +32,8 @@ Reply = TypeVar("Reply")
 
 _HAS_LEADER = (("hasleader", "true"),)
 _OPENING_S = 3.0
+_SILENT_S = 10.0
+"""How long a member that has not answered is the last to be asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,35 @@ class Login:
 class _Members:
     """The endpoints, the preferred one first."""
 
-    __slots__ = ("lock", "order")
+    __slots__ = ("_silent", "lock", "order")
 
     def __init__(self, order: tuple[str, ...]) -> None:
         self.order = order
         """Replaced as a whole, so that a call needs no lock to read it."""
         self.lock = threading.Lock()
+        self._silent: dict[str, float] = {}
+        """Who has not answered, and until when the others are preferred."""
+
+    def leave(self, endpoint: str, *, silent: bool) -> None:
+        """Prefer another one, if this is the one that is preferred.
+
+        While a leader is elected all others refuse, one after the other. To come back then to one that is ``silent``
+        would cost the seconds once more that it has just taken to find that out.
+        """
+        with self.lock:
+            now = time.monotonic()
+            if silent:
+                self._silent[endpoint] = now + _SILENT_S
+            if self.order[0] == endpoint:
+                self.order = tuple(
+                    sorted((*self.order[1:], endpoint), key=lambda each: self._silent.get(each, 0.0) > now)
+                )
+
+    def follow(self, order: tuple[str, ...]) -> None:
+        """Have these from now on."""
+        with self.lock:
+            self.order = order
+            self._silent = {each: until for each, until in self._silent.items() if each in order}
 
 
 class Wire:
@@ -159,10 +185,7 @@ class Wire:
 
     def switch(self, endpoint: str) -> None:
         """Send the next calls elsewhere, if they still go to ``endpoint``."""
-        members = self._members
-        with members.lock:
-            if members.order[0] == endpoint:
-                members.order = (*members.order[1:], endpoint)
+        self._members.leave(endpoint, silent=False)
 
     def follow(self, endpoints: Sequence[str]) -> None:
         """Send the next calls to these members, the first of them while it answers: the cluster has changed.
@@ -170,8 +193,7 @@ class Wire:
         Calls that are under way at a member that is no longer named fail, as when it dies.
         """
         order = self._checked(endpoints)
-        with self._members.lock:
-            self._members.order = order
+        self._members.follow(order)
         with self._lock:
             left = [self._channels.pop(each) for each in set(self._channels).difference(order)]
         for channel in left:
@@ -265,7 +287,7 @@ class Wire:
             return translate(failure, endpoint=endpoint, path=path)
         ours = translate(failure, endpoint=endpoint, path=path)
         if isinstance(ours, ConnectionError):
-            self.switch(endpoint)
+            self._members.leave(endpoint, silent=not is_etcds_word(failure))
         return ours
 
 

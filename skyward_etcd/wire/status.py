@@ -20,7 +20,7 @@ from skyward_etcd.errors import (
     ValueTooLarge,
 )
 
-__all__ = ["CallFailed", "Status", "is_stale_token", "translate"]
+__all__ = ["CallFailed", "Status", "is_etcds_word", "is_stale_token", "translate"]
 
 
 class Status(IntEnum):
@@ -125,6 +125,11 @@ def translate(failure: CallFailed, *, endpoint: str, path: str) -> SkywardEtcdEr
     if status in (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED):
         return PermissionDenied(f"{call} at {endpoint}: {details}")
     return EtcdError(f"{call} at {endpoint}: {status.name.lower()}: {details}")
+
+
+def is_etcds_word(failure: CallFailed) -> bool:
+    """Tell whether a member has said that it cannot serve now: it is there, and another one may do better."""
+    return any(meaning.words in failure.details for meaning in _ETCD_SAYS)
 
 
 def is_stale_token(failure: CallFailed) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from skyward_etcd.cluster.bootstrap import LocalCluster
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken
 from skyward_etcd.cluster.process import launch
 from skyward_etcd.errors import PoolError, UnsafeEtcd
+from skyward_etcd.wire.address import Address
 
 
 def to_be_had() -> dict[binary.Version, Etcd]:
@@ -75,9 +78,10 @@ def cluster(etcd: Etcd) -> Iterator[LocalCluster]:
 def call(endpoint: str, method: str, **fields: str) -> dict[str, list[dict[str, str]]]:
     """Call etcd through its JSON gateway, with a deadline."""
     body = {name: base64.b64encode(text.encode()).decode() for name, text in fields.items()}
-    request = urllib.request.Request(f"http://{endpoint}/v3/kv/{method}", json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        result: dict[str, list[dict[str, str]]] = json.load(answer)
+    connection = http.client.HTTPConnection("localhost")
+    with contextlib.closing(connection), Address.parse(endpoint).connect(10.0, None) as connection.sock:
+        connection.request("POST", f"/v3/kv/{method}", json.dumps(body))
+        result: dict[str, list[dict[str, str]]] = json.load(connection.getresponse())
     return result
 
 
@@ -274,24 +278,72 @@ def test_a_member_that_exits_says_why(etcd: Etcd, tmp_path: Path) -> None:
     assert not isinstance(raised.value, PortTaken)
 
 
-@pytest.mark.parametrize("url", ["client_url", "peer_url"])
-def test_a_taken_port_is_told_apart_so_that_a_new_plan_can_be_made(
-    etcd: Etcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
-    specs = bootstrap.plan(1, tmp_path / "first")
-    port = int(getattr(specs[0], url).rpartition(":")[2])
-    plans = iter([specs])
-    again = bootstrap.plan
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_taken_port_is_told_apart_so_that_a_new_plan_can_be_made(etcd: Etcd, tmp_path: Path, taken: int) -> None:
+    ports = bootstrap.free_ports(2)
+    client, peer = (f"http://127.0.0.1:{port}" for port in ports)
+    spec = MemberSpec("m1", tmp_path / "m1", client, peer, {"m1": peer}, "test")
+    with socket.create_server(("127.0.0.1", ports[taken])), pytest.raises(PortTaken, match=str(ports[taken])):
+        bootstrap.start_all([Member(etcd, spec)])
 
-    def plan(members: int, directory: Path, *, durable: bool = False) -> list[MemberSpec]:
-        return next(plans, None) or again(members, directory, durable=durable)
 
-    monkeypatch.setattr(bootstrap, "plan", plan)
-    with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(PortTaken, match=str(port)):
-            bootstrap.start_all([Member(etcd, specs[0])])
-        with LocalCluster(1, etcd=etcd) as running:
-            assert str(port) not in "".join(running.endpoints)
+def test_nobody_else_on_this_machine_reaches_a_member(cluster: LocalCluster) -> None:
+    """Neither its clients' nor its peers' side: there are its sockets, behind a door, and no port."""
+    sockets = sorted(each for each in (cluster.members[0].spec.sockets or Path()).iterdir() if each.is_socket())
+    assert [each.name for each in sockets] == [f"m{number}:{port}" for number in (1, 2, 3) for port in (2379, 2380)]
+    knocked = subprocess.run([sys.executable, "-c", KNOCK, *map(str, sockets)], capture_output=True, check=True)
+    assert knocked.stdout.decode().split() == ["PermissionError"] * 6
+    assert not [each for member in cluster.members for each in ports_of(member.pid or 0)]
+
+
+KNOCK = """
+import os, socket, sys
+os.setgroups([])
+os.setuid(65534)
+for path in sys.argv[1:]:
+    try:
+        socket.socket(socket.AF_UNIX).connect(path)
+        print("in")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+def ports_of(pid: int) -> list[str]:
+    """Return the addresses of a network that a process has bound."""
+    ours = {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink()}
+    lines = [line.split() for kind in ("tcp", "tcp6", "udp", "udp6") for line in _table(kind)]
+    return [line[1] for line in lines if f"socket:[{line[9]}]" in ours]
+
+
+def _table(kind: str) -> list[str]:
+    table = Path(f"/proc/net/{kind}")
+    return table.read_text().splitlines()[1:] if table.exists() else []
+
+
+def test_a_path_that_is_too_long_for_sockets_is_no_hindrance(etcd: Etcd, temporary: Path) -> None:
+    kept = temporary / ("long" * 30)
+    spec = bootstrap.plan(1, kept)[0]
+    assert spec.sockets
+    assert spec.sockets.parent == Path("/tmp"), "and its name is no other cluster's"
+    with LocalCluster(1, etcd=etcd) as running:
+        put(running.endpoints[0], "k", "v")
+    bootstrap.start_all([member := Member(etcd, spec)])
+    try:
+        put(spec.endpoint, "k", "v")
+        assert spec.sockets.stat().st_mode & 0o777 == 0o700
+    finally:
+        member.kill()
+        shutil.rmtree(spec.sockets)
+
+
+def test_a_directory_for_sockets_that_another_user_has_made_is_refused(etcd: Etcd, tmp_path: Path) -> None:
+    spec = bootstrap.plan(1, tmp_path / "cluster")[0]
+    assert spec.sockets
+    spec.sockets.mkdir(parents=True)
+    os.chown(spec.sockets, 65534, 65534)
+    with pytest.raises(PermissionError, match="another user's"):
+        Member(etcd, spec).start()
 
 
 @pytest.mark.parametrize("members", [1, 3])

@@ -131,7 +131,7 @@ def test_a_member_that_is_cut_off_and_behind(lab: FaultLab) -> None:
 def test_a_learner_that_has_never_run_and_then_does(tmp_path: Path) -> None:
     with LocalCluster(1, etcd=any_usable()) as cluster:
         first = cluster.members[0]
-        fresh = bootstrap.newcomer("fresh", tmp_path, first.spec.token)
+        fresh = bootstrap.newcomer("fresh", tmp_path, first.spec.token, first.spec.sockets)
         peers = {first.spec.name: first.spec.peer_url, "fresh": fresh.peer_url}
         with contextlib.closing(Wire(cluster.endpoints)) as wire:
             wire.call(methods.MEMBER_ADD, pb.MemberAddRequest(peerURLs=[fresh.peer_url], isLearner=True), timeout_s=5)

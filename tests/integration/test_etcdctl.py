@@ -76,7 +76,7 @@ def test_every_line_answers_as_the_page_says(filled: Connection, endpoints: list
         environment["ETCDCTL_ENDPOINTS"] = endpoints[0] if one else ",".join(endpoints)
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
-            cwd=tmp_path,
+            cwd=Path(endpoints[0].removeprefix("unix://")).parent,
             env=environment,
             capture_output=True,
             text=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from skyward_etcd import observe
 from skyward_etcd.active import Connection
 from skyward_etcd.dashboard.exporting import exported
 from skyward_etcd.dashboard.looking import look
+from skyward_etcd.wire import http
 from tests.integration.helpers import LossyWire
 
 BOARD: dict[str, Any] = json.loads((Path(__file__).parents[2] / "deploy" / "grafana.json").read_text())
@@ -46,8 +46,9 @@ def of_members(connection: Connection) -> str:
     """Return what the members of the cluster print."""
     pages = ""
     for endpoint in connection._session().endpoints:
-        with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=10) as page:
-            pages += page.read().decode()
+        page = http.ask(endpoint, "/metrics", timeout_s=10.0)
+        assert page
+        pages += page.body.decode()
     return pages
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -72,8 +73,8 @@ def voters(pool: Compute) -> int:
         finally:
             wire.close()
         assert not any(member.isLearner for member in reply.members)
-        listed.append({url.removeprefix("http://") for member in reply.members for url in member.clientURLs})
-    assert all(urls == set(pool.endpoints) for urls in listed)
+        listed.append({urlsplit(url).netloc for member in reply.members for url in member.clientURLs})
+    assert all(urls == {each.rpartition("/")[2] for each in pool.endpoints} for urls in listed)
     return len(listed)
 
 

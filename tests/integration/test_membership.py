@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ class Cluster:
         self._numbers = itertools.count(size + 1)
 
     def fresh(self) -> MemberSpec:
-        token = self._founders.members[0].spec.token
-        return bootstrap.newcomer(f"m{next(self._numbers)}", self._directory, token)
+        founder = self._founders.members[0].spec
+        return bootstrap.newcomer(f"m{next(self._numbers)}", self._directory, founder.token, founder.sockets)
 
     def kill(self, name: str) -> None:
         """Take a member away with its disk, as the loss of its machine would."""
@@ -192,9 +193,7 @@ def test_what_a_coordinator_that_died_has_left_is_cleared(cluster: Cluster, star
             added = ask(endpoint, methods.MEMBER_ADD, pb.MemberAddRequest(peerURLs=[left.peer_url], isLearner=True))
     if started:
         peers = {member.name or left.name: member.peerURLs[0] for member in added.members}
-        cluster.start(
-            MemberSpec(left.name, left.data_dir, left.client_url, left.peer_url, peers, left.token, "existing")
-        )
+        cluster.start(replace(left, initial_cluster=peers))
         cluster.members[left.name].wait_ready()
         cluster.members.pop(left.name).kill()
     cluster.kill("m3")

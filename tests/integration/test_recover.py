@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from skyward_etcd import active
 from skyward_etcd.active import Connection
 from skyward_etcd.cli.main import main
-from skyward_etcd.cluster import binary, bootstrap, recovery
+from skyward_etcd.cluster import binary, recovery
 from skyward_etcd.cluster.bootstrap import LocalCluster
 from skyward_etcd.cluster.member import Member
 from skyward_etcd.errors import HoldLost, OutcomeUnknown, PoolError, QuorumLost, SkywardEtcdError
@@ -231,7 +231,7 @@ class Doomed:
 
     def recover(self) -> None:
         """Make another cluster, which is to be found where a member of the lost one was."""
-        peer, hidden = (f"http://127.0.0.1:{port}" for port in bootstrap.free_ports(2))
+        hidden, peer = "unix://r1:2379", "unix://r1:2380"
         spec = replace(
             self._lost.members[0].spec,
             name="r1",

@@ -24,9 +24,9 @@ PYTHON = Path(__file__).parents[2] / ".venv-interop" / "bin" / "python"
 PRELUDE = """
 import json, sys
 import etcd3
-host, port = sys.argv[1].split(":")
+host, port = sys.argv[1].split(":", 1)
 root = sys.argv[2]
-etcd = etcd3.client(host=host, port=int(port), timeout=10)
+etcd = etcd3.client(host=host, port=port, timeout=10)
 def show(said):
     print(json.dumps(said), flush=True)
 """
