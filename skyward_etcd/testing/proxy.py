@@ -23,7 +23,6 @@ __all__ = ["HALF_OPEN", "REFUSING", "SOUND", "Faults", "Proxy"]
 _CHUNK = 64 * 1024
 _ON_ITS_WAY = 256
 """Chunks that a slow line holds; the sender waits when there are more."""
-_CONNECT_S = 10.0
 _LAST_ANSWER_S = 5.0
 """How long the answer to a request is awaited after its client was cut off: to count those that were lost."""
 
@@ -227,8 +226,7 @@ class _Connection:
 
     async def serve(self, accepted: socket.socket, target: Address) -> None:
         from_client, self._client = await asyncio.open_connection(sock=accepted, limit=_CHUNK)
-        connected = await asyncio.to_thread(target.connect, _CONNECT_S, None)
-        from_server, self._server = await asyncio.open_connection(sock=connected, limit=_CHUNK)
+        from_server, self._server = await _opened(target)
         lines = (
             self._line(from_client, self._to_server, "loses_requests"),
             self._line(from_server, self._to_client, "loses_replies"),
@@ -311,6 +309,12 @@ _PREFACE = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 _HEAD = 9
 _DATA, _HEADERS = 0, 1
 _END_STREAM = 1
+
+
+async def _opened(target: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if target.port:
+        return await asyncio.open_connection(target.host, target.port, limit=_CHUNK)
+    return await asyncio.open_unix_connection(target.host, limit=_CHUNK)
 
 
 class _Requests:

@@ -73,7 +73,7 @@ def voters(pool: Compute) -> int:
         finally:
             wire.close()
         assert not any(member.isLearner for member in reply.members)
-        listed.append({urlsplit(url).netloc for member in reply.members for url in member.clientURLs})
+        listed.append({urlsplit(str(url)).netloc for member in reply.members for url in member.clientURLs})
     assert all(urls == {each.rpartition("/")[2] for each in pool.endpoints} for urls in listed)
     return len(listed)
 
