@@ -10,7 +10,13 @@ from typing import Any, Self
 
 from skyward_etcd.wire.tls import Tls
 
-__all__ = ["Address", "Place", "shared_out", "unconnected"]
+__all__ = ["CONNECT_S", "Address", "Place", "shared_out", "unconnected"]
+
+CONNECT_S = 1.3
+"""For a connection before TLS, which a kernel answers however busy the machine is: a round trip, or two a second apart.
+
+What has been lost with a leader has taken a call's 3 s already when its client comes to a machine that is no more.
+"""
 
 Place = tuple[int, Any]
 """A family of addresses, and one of them."""
@@ -82,8 +88,9 @@ class Address:
             try:
                 plain = unconnected(family)
                 try:
-                    plain.settimeout(share_s)
+                    plain.settimeout(min(share_s, CONNECT_S))
                     plain.connect(where)
+                    plain.settimeout(share_s)
                     return self.secured(plain, tls, for_http=for_http)
                 except BaseException:
                     plain.close()

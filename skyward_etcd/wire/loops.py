@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 
-from skyward_etcd.wire.address import Address, Place, shared_out, unconnected
+from skyward_etcd.wire.address import CONNECT_S, Address, Place, shared_out, unconnected
 from skyward_etcd.wire.http2 import Exchange, Http2, ProtocolError
 from skyward_etcd.wire.sockets import ANSWER_S, IDLE_S, READ, answer_of, read_now
 from skyward_etcd.wire.status import CallFailed, Status
@@ -250,7 +250,8 @@ async def _connect(address: Address, tls: Tls | None, timeout_s: float) -> socke
             try:
                 sock.setblocking(False)
                 async with asyncio.timeout(share_s):
-                    await asyncio.get_running_loop().sock_connect(sock, where)
+                    async with asyncio.timeout(CONNECT_S):
+                        await asyncio.get_running_loop().sock_connect(sock, where)
                     sock = address.secured(sock, tls)
                     if isinstance(sock, ssl.SSLSocket):
                         await _shake_hands(sock)

@@ -1,8 +1,12 @@
-"""Which member is asked next when one fails."""
+"""Which member is asked next when one fails, and how soon where there is nobody."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +18,7 @@ from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.client import Wire
 from skyward_etcd.wire.status import CallFailed, Status
 
+HOST = "127.0.0.1"
 A, B, C = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"
 SILENT = "no answer in time"
 LEADERLESS = "etcdserver: no leader"
@@ -68,3 +73,32 @@ def test_when_nobody_answers_all_are_asked_in_turn() -> None:
 def test_without_silence_they_take_turns() -> None:
     with contextlib.closing(wire_to(a=LEADERLESS, b=LEADERLESS, c=LEADERLESS)) as wire:
         assert asked(wire, 5) == [A, B, C, A, B]
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address that leaves all who call without an answer: its queue is full, and the kernel drops what comes."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server((HOST, 0), backlog=0))
+        port = server.getsockname()[1]
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((HOST, port))
+        time.sleep(0.1)
+        yield f"{HOST}:{port}"
+
+
+@pytest.mark.parametrize("mode", ["blocking", "asyncio"])
+def test_a_machine_that_is_no_more_costs_a_call_little_of_its_time(nobody: str, mode: str) -> None:
+    request = pb.RangeRequest(key=b"k")
+    with contextlib.closing(Wire((nobody,), transport="sockets")) as wire:
+        calls: dict[str, Callable[[], Any]] = {
+            "blocking": lambda: wire.call(methods.RANGE, request, timeout_s=60.0),
+            "asyncio": lambda: asyncio.run(wire.call_async(methods.RANGE, request, timeout_s=60.0)),
+        }
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="no connection") as failed:
+            calls[mode]()
+        assert time.monotonic() - began < 30.0
+        assert not failed.value.maybe_applied
