@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any
 
 from skyward_etcd.cluster.member import MemberSpec
@@ -32,6 +33,7 @@ from skyward_etcd.wire.methods import (
 __all__ = [
     "Add",
     "Await",
+    "Heard",
     "Listed",
     "Membership",
     "Promote",
@@ -39,14 +41,15 @@ __all__ = [
     "Start",
     "Step",
     "hand_over",
+    "hear",
     "next_step",
-    "responds",
 ]
 
 _log = logging.getLogger("skyward_etcd.cluster")
 
 _CALL_S = 1.0
 """One request. A cluster without a leader drops a change of its members without a word, so we ask again soon."""
+_NEARLY = 0.9
 _PAUSE_S = 0.1
 """Between two looks. We wait for a condition, not for a server that has too much to do."""
 
@@ -368,14 +371,24 @@ def _listed(reply: Any) -> list[Listed]:
 # --- one member
 
 
-def responds(endpoint: str, *, tls: Tls | None = None) -> bool:
-    """Tell whether a member says anything at all, quorum or not. Takes a second at most."""
+class Heard(Enum):
+    """What a member had to say."""
+
+    ANSWER = auto()
+    REFUSAL = auto()
+    """Its machine at least is there."""
+    NOTHING = auto()
+
+
+def hear(endpoint: str, *, tls: Tls | None = None) -> Heard:
+    """Ask a member for anything at all, quorum or not. Takes a second at most."""
+    deadline = time.monotonic() + _CALL_S * _NEARLY
     try:
         with contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
             wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S)
     except SkywardEtcdError:
-        return False
-    return True
+        return Heard.NOTHING if time.monotonic() > deadline else Heard.REFUSAL
+    return Heard.ANSWER
 
 
 def hand_over(endpoint: str, *, tls: Tls | None = None) -> bool:

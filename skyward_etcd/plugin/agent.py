@@ -28,7 +28,7 @@ from skyward_etcd.cluster.binary import Etcd, Verdict, grade, spell
 from skyward_etcd.cluster.bootstrap import free_ports
 from skyward_etcd.cluster.lifeline import SCRATCH
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken
-from skyward_etcd.cluster.membership import Listed, Membership, hand_over, responds
+from skyward_etcd.cluster.membership import Heard, Listed, Membership, hand_over, hear
 from skyward_etcd.errors import EtcdError, LockTimeout, PoolError, Unavailable
 from skyward_etcd.plugin import roster
 from skyward_etcd.plugin.relay import Relay
@@ -56,7 +56,14 @@ _FIND_S = 120.0
 _NOBODY_OPENS_S = 20.0
 """After that the lowest node founds it: who was to do it has died on the way."""
 _SILENT_S = 5.0
-"""A member that does not answer for so long is taken off the list. If it comes back, it joins afresh."""
+"""A member that refuses for so long is taken off the list. If it comes back, it joins afresh."""
+_MUTE_S = 15.0
+"""The same for one that does not even refuse: its machine is gone, or cut off.
+
+Each of the others keeps streams to it, and TLS on them. After some 5 s their buffers are full, and it takes the next
+ten until etcd has given them up: 5 s for a write, 5 s to say good-bye (rafthttp's time limit). If the member is taken
+off the list meanwhile, etcd waits for that, and does nothing else: nobody is served.
+"""
 _LOST_S = 2.0
 """A cluster whose majority does not answer for so long holds no election: it is lost, or we are cut off."""
 _SHRINK_S = 60.0
@@ -124,6 +131,9 @@ class Agent:
         self._lost_since: float | None = None
         self._large_since: float | None = None
         self._silent: dict[str, float] = {}
+        """Whose members do not answer, and since when."""
+        self._mute: set[str] = set()
+        """Those of them of which nothing at all is heard."""
         """The hosts whose members do not answer, and since when."""
         self._turn = 0
         self._open = contextlib.ExitStack()
@@ -308,14 +318,15 @@ class Agent:
             self._silent = {}
             return
 
-        def is_silent(host: str) -> bool:
-            return not responds(self._endpoint(host), tls=self._client)
+        def ask(host: str) -> Heard:
+            return hear(self._endpoint(host), tls=self._client)
 
         now, before = time.monotonic(), set(self._silent)
         with ThreadPoolExecutor(len(hosts)) as pool:
-            silent = [host for host, tells in zip(hosts, pool.map(is_silent, hosts), strict=True) if tells]
-        self._silent = {host: self._silent.get(host, now) for host in silent}
-        if set(silent) != before:
+            heard = dict(zip(hosts, pool.map(ask, hosts), strict=True))
+        self._silent = {host: self._silent.get(host, now) for host in hosts if heard[host] is not Heard.ANSWER}
+        self._mute = {host for host in hosts if heard[host] is Heard.NOTHING}
+        if set(self._silent) != before:
             with self._guard:
                 self._publish()
                 if self._session:
@@ -328,8 +339,9 @@ class Agent:
             return
         words = self._words(self._ask_others(seat.host for seat in silent))
         for seat in silent:
-            long_ago = time.monotonic() - self._silent[seat.host] > _SILENT_S
-            if long_ago or roster.is_dead(seat, self._peers(), words):
+            for_s, is_mute = time.monotonic() - self._silent[seat.host], seat.host in self._mute
+            is_dead = not is_mute and roster.is_dead(seat, self._peers(), words)
+            if is_dead or for_s > (_MUTE_S if is_mute else _SILENT_S):
                 _log.warning("etcd member %s of %s is gone: it is taken off the list", seat.name, seat.host)
                 self._members().remove(seat.name, timeout_s=_ASK_S)
 

@@ -22,7 +22,7 @@ from skyward_etcd.errors import NotConnected, SkywardEtcdError, Unavailable
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.address import Address
 from skyward_etcd.wire.channel import Channel, Metadata, RawStream, open_channel
-from skyward_etcd.wire.methods import AUTHENTICATE, Method
+from skyward_etcd.wire.methods import AUTHENTICATE, HEALTH, Method
 from skyward_etcd.wire.status import CallFailed, Status, is_etcds_word, is_stale_token, translate
 from skyward_etcd.wire.tls import Tls
 
@@ -32,6 +32,8 @@ Reply = TypeVar("Reply")
 
 _HAS_LEADER = (("hasleader", "true"),)
 _OPENING_S = 3.0
+_PROOF_S = 1.0
+_NOTHING = (Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED, Status.CANCELLED)
 _SILENT_S = 10.0
 """How long a member that has not answered is the last to be asked again."""
 
@@ -47,7 +49,7 @@ class Login:
 class _Members:
     """The endpoints, the preferred one first."""
 
-    __slots__ = ("_silent", "lock", "order")
+    __slots__ = ("_silent", "lock", "order", "unproven")
 
     def __init__(self, order: tuple[str, ...]) -> None:
         self.order = order
@@ -55,6 +57,8 @@ class _Members:
         self.lock = threading.Lock()
         self._silent: dict[str, float] = {}
         """Who has not answered, and until when the others are preferred."""
+        self.unproven: frozenset[str] = frozenset()
+        """Those that have not been heard of since another one fell silent. Replaced as a whole, too."""
 
     def leave(self, endpoint: str, *, silent: bool) -> None:
         """Prefer another one, if this is the one that is preferred.
@@ -66,10 +70,16 @@ class _Members:
             now = time.monotonic()
             if silent:
                 self._silent[endpoint] = now + _SILENT_S
+                self.unproven = frozenset(self.order) - {endpoint}
             if self.order[0] == endpoint:
                 self.order = tuple(
                     sorted((*self.order[1:], endpoint), key=lambda each: self._silent.get(each, 0.0) > now)
                 )
+
+    def proven(self, endpoint: str) -> None:
+        """Take note that this one has been heard of."""
+        with self.lock:
+            self.unproven -= {endpoint}
 
     def follow(self, order: tuple[str, ...]) -> None:
         """Have these from now on."""
@@ -136,6 +146,8 @@ class Wire:
         channel = self._channels.get(endpoint) or self._open(endpoint)
         token = self._token
         try:
+            if endpoint in self._members.unproven:
+                self._prove(endpoint, channel, timeout_s)
             if self._login and not token:
                 token = self._sign_on(channel, timeout_s)
             reply = channel.call(method.path, method.encode(request), timeout_s=timeout_s, metadata=token)
@@ -149,6 +161,8 @@ class Wire:
         channel = self._channels.get(endpoint) or self._open(endpoint)
         token = self._token
         try:
+            if endpoint in self._members.unproven:
+                await self._prove_async(endpoint, channel, timeout_s)
             if self._login and not token:
                 token = await self._sign_on_async(channel, timeout_s)
             reply = await channel.call_async(method.path, method.encode(request), timeout_s=timeout_s, metadata=token)
@@ -236,6 +250,26 @@ class Wire:
                 channel = self._channels[endpoint] = open_channel(endpoint, self._tls, transport=self._transport)
             return channel
 
+    def _prove(self, endpoint: str, channel: Channel, timeout_s: float) -> None:
+        """Ask whether a member is there, before a request is given to it. One round trip, after another fell silent.
+
+        What was lost with a leader takes its client the time of a call, and then goes to the next member: which may be
+        that leader, on a connection that nothing tells from a good one.
+        """
+        try:
+            channel.call(HEALTH, b"", timeout_s=min(timeout_s, _PROOF_S), metadata=_HAS_LEADER)
+        except CallFailed as failure:
+            _require_there(failure)
+        self._members.proven(endpoint)
+
+    async def _prove_async(self, endpoint: str, channel: Channel, timeout_s: float) -> None:
+        """`_prove`, without blocking the event loop."""
+        try:
+            await channel.call_async(HEALTH, b"", timeout_s=min(timeout_s, _PROOF_S), metadata=_HAS_LEADER)
+        except CallFailed as failure:
+            _require_there(failure)
+        self._members.proven(endpoint)
+
     def _sign_on(self, channel: Channel, timeout_s: float) -> Metadata:
         """Return a token, a new one unless another thread has just got one.
 
@@ -316,6 +350,13 @@ class Stream:
     def cancel(self) -> None:
         """End the stream: its iterator raises `Unavailable`."""
         self._raw.cancel()
+
+
+def _require_there(failure: CallFailed) -> None:
+    """Raise the failure of a question whether a member is there; but a proxy that knows no such question is one."""
+    if failure.status in _NOTHING:
+        failure.maybe_applied = False  # what was to be asked then
+        raise failure
 
 
 def _decoded(method: Method[Any, Reply], data: bytes) -> Reply:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -22,15 +22,20 @@ HOST = "127.0.0.1"
 A, B, C = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"
 SILENT = "no answer in time"
 LEADERLESS = "etcdserver: no leader"
+LOST = "etcdserver: request timed out"
 
 
 class Failing:
-    """A transport to a member that fails in its way."""
+    """A transport to a member that fails in its way, and keeps what it was asked."""
 
     def __init__(self, details: str) -> None:
         self.details = details
+        self.asked: list[str] = []
 
-    def call(self, *_: object, **__: object) -> bytes:
+    def call(self, path: str, *_: object, **__: object) -> bytes:
+        self.asked.append(path)
+        if path == methods.HEALTH and self.details == LOST:
+            return b""
         raise CallFailed(Status.UNAVAILABLE, self.details)
 
     def close(self) -> None:
@@ -63,6 +68,17 @@ def test_who_was_silent_is_not_asked_again_while_the_others_wait_for_a_leader(mo
         assert asked(wire, 6) == [A, B, C, B, C, B]
         now[0] = 30.0
         assert asked(wire, 3) == [C, B, A], "long after, it may be well again"
+
+
+def test_who_takes_over_from_a_silent_one_is_asked_first_whether_it_is_there() -> None:
+    with contextlib.closing(wire_to(a=SILENT, b=SILENT, c=LOST)) as wire:
+        assert asked(wire, 4) == [A, B, C, C]
+        questions = [cast("Failing", wire._channels[each]).asked for each in (A, B, C)]
+    assert questions == [
+        [methods.RANGE.path],
+        [methods.HEALTH],
+        [methods.HEALTH, methods.RANGE.path, methods.RANGE.path],
+    ]
 
 
 def test_when_nobody_answers_all_are_asked_in_turn() -> None:
