@@ -23,10 +23,11 @@ DEPLOY_TOOLS := .etcd
 DEPLOY_SUITE ?= trixie
 CHECKOV_VENV := .venv-checkov
 INTEROP_VENV := .venv-interop
+ETCD_IMAGES ?= $(addprefix gcr.io/etcd-development/etcd:,v3.5.30 v3.6.14)
 INTEROP := $(INTEROP_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-integration test-interop test-deploy test-skyward test-generation1 test-engines test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint lint-deploy format types proto build fetch-debian fetch-deploy clean docs
+.PHONY: help demo test test-unit test-integration test-interop test-deploy test-skyward test-generation1 test-engines test-containers test-simulation test-slow test-faults test-nightly bench bench-quick bench-peers lint lint-deploy format types proto build fetch-debian fetch-deploy clean docs
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -106,6 +107,12 @@ test-generation1: $(INSTALLED) ## the plugin for Skyward 0.10, with Python 3.12
 test-engines: $(INSTALLED) ## the recipes for Dask and Ray
 	$(BIN)/python -m pip install --quiet --group engines
 	$(BIN)/python -m pytest tests/examples/test_engines.py $(PYTEST_ARGS)
+
+# Where a Docker engine answers; else every test says that it did not run.
+test-containers: $(INSTALLED) ## the collections on etcd's official images, 3.5 and 3.6
+	$(BIN)/python -m pip install --quiet --group containers
+	SKYWARD_ETCD_TEST_IMAGES="$(ETCD_IMAGES)" $(BIN)/python -m pytest $(addprefix tests/integration/test_, \
+		$(addsuffix .py, dict set counter lock queue barrier)) $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED) $(DEPLOY) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m "slow and not nightly" $(PYTEST_ARGS)

@@ -257,7 +257,7 @@ class Wire:
         that leader, on a connection that nothing tells from a good one.
         """
         try:
-            channel.call(HEALTH, b"", timeout_s=min(timeout_s, _PROOF_S), metadata=_HAS_LEADER)
+            channel.call(HEALTH, b"", timeout_s=min(timeout_s, _PROOF_S))
         except CallFailed as failure:
             _require_there(failure)
         self._members.proven(endpoint)
@@ -265,7 +265,7 @@ class Wire:
     async def _prove_async(self, endpoint: str, channel: Channel, timeout_s: float) -> None:
         """`_prove`, without blocking the event loop."""
         try:
-            await channel.call_async(HEALTH, b"", timeout_s=min(timeout_s, _PROOF_S), metadata=_HAS_LEADER)
+            await channel.call_async(HEALTH, b"", timeout_s=min(timeout_s, _PROOF_S))
         except CallFailed as failure:
             _require_there(failure)
         self._members.proven(endpoint)

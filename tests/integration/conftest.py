@@ -17,6 +17,7 @@ from skyward_etcd.cluster.binary import grade, inspect, install_dir, spell
 from skyward_etcd.cluster.bootstrap import LocalCluster
 from skyward_etcd.config import Limits
 from skyward_etcd.session.session import Session
+from tests.integration.containers import EtcdContainer
 from tests.integration.helpers import Calls, Scripts, keys_under
 
 _HOW_TO_GET = {
@@ -45,7 +46,10 @@ def _is_usual(label: str, members: int) -> bool:
     return len(there) < len(BINARIES) or len(there) == 1 or members == (1, 3)[there.index(label) % 2]
 
 
-VARIANTS = [
+IMAGES = os.environ.get("SKYWARD_ETCD_TEST_IMAGES", "").split()
+"""etcd's own images, to test in the place of the binaries: `make test-containers`."""
+
+VARIANTS = [pytest.param((image, 1), id=image.rpartition(":")[2]) for image in IMAGES] or [
     pytest.param((label, members), id=f"{label}-{members}", marks=() if _is_usual(label, members) else pytest.mark.slow)
     for label in BINARIES
     for members in (1, 3)
@@ -57,6 +61,13 @@ class Clusters:
 
     def __init__(self) -> None:
         self._running: dict[tuple[Path, int], LocalCluster] = {}
+        self._containers: dict[str, EtcdContainer] = {}
+
+    def of_image(self, image: str) -> EtcdContainer:
+        """Return the member in a container of this image; skip the test, loudly, if no Docker engine answers."""
+        if image not in self._containers:
+            self._containers[image] = EtcdContainer(image)
+        return self._containers[image]
 
     def get(self, label: str, members: int) -> LocalCluster:
         """Return the cluster of this binary and size; skip the test, loudly, if there is no such binary."""
@@ -71,6 +82,8 @@ class Clusters:
         """Stop them all."""
         for cluster in self._running.values():
             cluster.stop()
+        for container in self._containers.values():
+            container.stop()
 
 
 def usable(label: str) -> Path:
@@ -97,10 +110,10 @@ def clusters() -> Iterator[Clusters]:
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
-def cluster(request: pytest.FixtureRequest, clusters: Clusters) -> LocalCluster:
+def cluster(request: pytest.FixtureRequest, clusters: Clusters) -> LocalCluster | EtcdContainer:
     """Every binary, with one member and with three: for tests that take milliseconds."""
     label, members = request.param
-    return clusters.get(label, members)
+    return clusters.of_image(label) if label in IMAGES else clusters.get(label, members)
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +165,7 @@ def another(opened: Opener) -> Opener:
 
 
 @pytest.fixture
-def sky(cluster: LocalCluster, opened: Opener) -> Iterator[Connection]:
+def sky(cluster: LocalCluster | EtcdContainer, opened: Opener) -> Iterator[Connection]:
     """A session on every variant of the cluster; nothing of it may be left when it is closed."""
     yield from _session_that_leaves_nothing(opened(cluster.endpoints))
 
