@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from skyward_etcd.wire.tls import Tls
+from skyward_etcd.wire.tls import Tls, shaking_hands
 
 __all__ = ["CONNECT_S", "Address", "Place", "shared_out", "unconnected"]
 
@@ -103,10 +103,10 @@ class Address:
         """Return the socket, with TLS if it is wanted; the handshake blocks if the socket does."""
         if tls is None:
             return plain
-        blocks = plain.gettimeout() != 0
-        return (tls.http_context if for_http else tls.context).wrap_socket(
-            plain, server_hostname=self.host if self.port else "localhost", do_handshake_on_connect=blocks
-        )
+        context = tls.http_context if for_http else tls.context
+        name, blocks = self.host if self.port else "localhost", plain.gettimeout() != 0
+        with shaking_hands():
+            return context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=blocks)
 
 
 def unconnected(family: int) -> socket.socket:

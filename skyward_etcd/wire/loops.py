@@ -17,7 +17,7 @@ from skyward_etcd.wire.address import CONNECT_S, Address, Place, shared_out, unc
 from skyward_etcd.wire.http2 import Exchange, Http2, ProtocolError
 from skyward_etcd.wire.sockets import ANSWER_S, IDLE_S, READ, answer_of, read_now
 from skyward_etcd.wire.status import CallFailed, Status
-from skyward_etcd.wire.tls import Tls, explained
+from skyward_etcd.wire.tls import Tls, explained, shaking_hands
 
 __all__ = ["LoopChannel"]
 
@@ -276,7 +276,8 @@ async def _shake_hands(sock: ssl.SSLSocket) -> None:
     while True:
         ready: asyncio.Future[None] = loop.create_future()
         try:
-            sock.do_handshake()
+            with shaking_hands():
+                sock.do_handshake()
         except ssl.SSLWantReadError:
             watch, unwatch = loop.add_reader, loop.remove_reader
         except ssl.SSLWantWriteError:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-__all__ = ["Tls", "explained", "is_about_certificates"]
+__all__ = ["Tls", "explained", "is_about_certificates", "shaking_hands"]
 
 _log = logging.getLogger("skyward_etcd.wire")
 
@@ -174,6 +174,15 @@ _MEANINGS = (
     ("it wants tls", "give the cluster's CA, certificate and key, with https:// endpoints"),
     ("without a word: does it want tls", "give the cluster's CA, certificate and key, or renew them"),
 )
+
+
+@contextlib.contextmanager
+def shaking_hands() -> Generator[None]:
+    """Tell a connection that is cut in the handshake from one that is cut later: so does who speaks no TLS."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise ConnectionError(f"unexpected EOF in the handshake: {error}") from error
 
 
 def explained(error: Exception | str) -> str:

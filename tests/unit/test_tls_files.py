@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +15,10 @@ import trustme
 
 from skyward_etcd import config
 from skyward_etcd.active import Tls, connect
+from skyward_etcd.errors import Unavailable
+from skyward_etcd.wire import messages as pb
+from skyward_etcd.wire import methods
+from skyward_etcd.wire.client import Wire
 
 
 def make(directory: Path, name: str = "client") -> Tls:
@@ -79,3 +89,34 @@ def test_no_key_shows_in_what_is_printed(tmp_path: Path) -> None:
     assert followed == made
     for shown in (repr(made), repr(followed), repr(followed.latest())):
         assert "PRIVATE" not in shown
+
+
+@pytest.fixture(params=["resets", "closes"])
+def deaf(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of one who speaks no TLS, and hangs up on whoever does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            for _ in range(2):
+                with contextlib.suppress(OSError):
+                    caller, _ = server.accept()
+                    with caller:
+                        caller.recv(1)
+                        if request.param == "resets":
+                            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_who_hangs_up_in_the_handshake_may_speak_no_tls(deaf: str) -> None:
+    authority = trustme.CA()
+    with contextlib.closing(Wire((deaf,), tls=Tls(authority.cert_pem.bytes()), transport="sockets")) as wire:
+        read = pb.RangeRequest(key=b"k")
+        with pytest.raises(Unavailable, match="there is no TLS at this address"):
+            wire.call(methods.RANGE, read, timeout_s=5.0)
+        with pytest.raises(Unavailable, match="there is no TLS at this address"):
+            asyncio.run(wire.call_async(methods.RANGE, read, timeout_s=5.0))
