@@ -50,6 +50,8 @@ _log = logging.getLogger("skyward_etcd.cluster")
 _CALL_S = 1.0
 """One request. A cluster without a leader drops a change of its members without a word, so we ask again soon."""
 _NEARLY = 0.9
+_NO_MACHINE = ("No route to host", "unreachable")
+"""What the kernel says of a neighbour that has not answered it either."""
 _PAUSE_S = 0.1
 """Between two looks. We wait for a condition, not for a server that has too much to do."""
 
@@ -386,8 +388,9 @@ def hear(endpoint: str, *, tls: Tls | None = None) -> Heard:
     try:
         with contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
             wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S)
-    except SkywardEtcdError:
-        return Heard.NOTHING if time.monotonic() > deadline else Heard.REFUSAL
+    except SkywardEtcdError as error:
+        is_gone = time.monotonic() > deadline or any(words in str(error) for words in _NO_MACHINE)
+        return Heard.NOTHING if is_gone else Heard.REFUSAL
     return Heard.ANSWER
 
 

@@ -32,10 +32,11 @@ Reply = TypeVar("Reply")
 
 _HAS_LEADER = (("hasleader", "true"),)
 _OPENING_S = 3.0
-_PROOF_S = 1.0
-_NOTHING = (Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED, Status.CANCELLED)
 _SILENT_S = 10.0
 """How long a member that has not answered is the last to be asked again."""
+_PROOF_S = 1.0
+"""How long the next one has to say that it is there."""
+_NOTHING = (Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED, Status.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
