@@ -219,8 +219,9 @@ def test_a_quota_that_is_near_and_then_reached(narrow: LocalCluster) -> None:
     fill(narrow, 6.9)
     found = patiently(lambda: ask(narrow.endpoints), "near-quota")
     assert "no-space" not in found
-    with pytest.raises(NoSpace):
-        fill(narrow, 9)
+    with pytest.raises(NoSpace):  # noqa: PT012 - etcd looks at its size ten times a second, and may be quick
+        for _ in range(50):
+            fill(narrow, 9)
     found = patiently(lambda: ask(narrow.endpoints), "no-space")
     assert "near-quota" not in found
     assert "etcdctl alarm disarm" in found["no-space"]["remedy"]
