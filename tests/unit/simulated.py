@@ -35,6 +35,16 @@ FULL = replace(LOSSY, no_space=0.2)
 Program = Callable[[Simulation, Process], Coroutine[Any, Any, None]]
 
 
+def run(simulation: Simulation) -> None:
+    """Run the programs, and raise what one of them has raised."""
+    try:
+        simulation.run()
+    finally:
+        for task in simulation.tasks:
+            if task.error is not None:
+                raise task.error
+
+
 @dataclass(frozen=True)
 class Scenario:
     """What every process runs, how often at once, and how the history is judged."""

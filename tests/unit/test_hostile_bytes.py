@@ -45,6 +45,7 @@ from skyward_etcd.wire import methods
 from skyward_etcd.wire.client import Wire
 from skyward_etcd.wire.http2 import Http2, ProtocolError, header_block
 from skyward_etcd.wire.methods import Method
+from tests.unit.simulated import run
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just(10**400),
@@ -97,12 +98,7 @@ def play(program: Callable[[Simulation, Process], Coroutine[Any, Any, None]]) ->
     with Simulation(1, faults=Faults()) as simulation:
         process = simulation.process("p")
         simulation.spawn(process, program(simulation, process), "program")
-        try:
-            simulation.run()
-        finally:
-            for task in simulation.tasks:
-                if task.error is not None:
-                    raise task.error
+        run(simulation)
 
 
 def written(key: bytes, value: bytes) -> Operation[Any]:

@@ -31,6 +31,7 @@ from skyward_etcd.operate.catalog import catalog
 from skyward_etcd.operate.reading import Reading
 from skyward_etcd.ops.codec import Codec
 from skyward_etcd.testing.simulator import Faults, Process, Simulation
+from tests.unit.simulated import run
 
 LOSSY = Faults(refused=0.05, lost_request=0.05, late_request=0.05, lost_reply=0.15)
 SEEDS = range(30)
@@ -43,16 +44,6 @@ def play(program: Callable[[Simulation, Process], Coroutine[Any, Any, None]], *,
         process = simulation.process("operator")
         simulation.spawn(process, program(simulation, process), "program")
         run(simulation)
-
-
-def run(simulation: Simulation) -> None:
-    """Run the programs, and raise what one of them has raised."""
-    try:
-        simulation.run()
-    finally:
-        for task in simulation.tasks:
-            if task.error is not None:
-                raise task.error
 
 
 # ---- breaking a lock
