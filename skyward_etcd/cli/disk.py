@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +29,7 @@ def snapshot(target: Target, file: Path) -> None:
     if not found.answers:
         stop(f"nobody answers: {'; '.join(str(error) for _, error in found.failures)}", TEMPORARY)
     newest = max(found.answers, key=lambda each: each.revision)
-    with contextlib.closing(recovery.wire_to(newest.endpoint, tls=target.tls, login=target.login)) as wire:
-        size = recovery.download(wire, file)
+    size = recovery.save(newest.endpoint, file, tls=target.tls, login=target.login)
     if target.as_json:
         say_json({"file": str(file), "bytes": size, "revision": newest.revision, "endpoint": newest.endpoint})
     else:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from skyward_etcd import config
 from skyward_etcd.cluster import bootstrap, private
 from skyward_etcd.cluster.binary import Etcd, Version, spell
 from skyward_etcd.cluster.member import Member, MemberSpec, data_directory, require_space
-from skyward_etcd.cluster.tls import MemberFiles
 from skyward_etcd.errors import PoolError, QuorumLost, SkywardEtcdError
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.client import Login, Tls, Wire
@@ -29,7 +29,6 @@ from skyward_etcd.wire.methods import SNAPSHOT, STATUS
 
 __all__ = [
     "Recovered",
-    "download",
     "is_learner",
     "newest",
     "recover_directory",
@@ -38,7 +37,6 @@ __all__ = [
     "restore_directory",
     "restore_flags",
     "save",
-    "wire_to",
 ]
 
 _CALL_S = 3.0
@@ -48,19 +46,24 @@ _BUMP = 1_000_000_000
 """More revisions than a cluster writes between its snapshot and its loss: etcd's own advice for a week."""
 
 
-def newest(endpoints: Iterable[str], *, tls: Tls | None = None) -> str:
-    """Return which of these members has the highest revision. They need no majority to tell.
+def newest(endpoints: Iterable[str], *, tls: Tls | None = None) -> tuple[str, int]:
+    """Return which of these members has the highest revision, and that. They need no majority to tell.
 
     Raises:
         QuorumLost: none of them answers.
     """
-    revisions: dict[str, int] = {}
-    for endpoint in endpoints:
+
+    def revision(endpoint: str) -> int:
         with contextlib.suppress(SkywardEtcdError), contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
-            revisions[endpoint] = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).header.revision
-    if not revisions:
+            return int(wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).header.revision)
+        return 0
+
+    asked = list(endpoints)
+    with ThreadPoolExecutor(len(asked) or 1) as pool:
+        highest, found = max(zip(pool.map(revision, asked), asked, strict=True), default=(0, ""))
+    if not highest:
         raise QuorumLost("no member of the cluster is left: there is nothing to recover from", maybe_applied=False)
-    return max(revisions, key=lambda endpoint: revisions[endpoint])
+    return found, highest
 
 
 def is_learner(endpoint: str, *, tls: Tls | None = None) -> bool:
@@ -73,29 +76,20 @@ def is_learner(endpoint: str, *, tls: Tls | None = None) -> bool:
         return wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).isLearner
 
 
-def save(etcd: Etcd, endpoint: str, file: Path, *, files: MemberFiles | None = None) -> None:
-    """Write all the data of one member into a file, checked by its hash. ``files``: certificates that let us in.
+def save(endpoint: str, file: Path, *, tls: Tls | None = None, login: Login | None = None) -> int:
+    """Write all the data of one member into a file, for its owner only; return how many bytes.
 
-    Raises:
-        PoolError: that was not possible, for the reason given.
-    """
-    file.unlink(missing_ok=True)
-    options = [f"--{option}={path}" for option, path in files.for_etcdctl().items()] if files else []
-    where = f"https://{endpoint}" if files else endpoint
-    _run(_tool(etcd, "etcdctl"), f"--endpoints={where}", *options, "snapshot", "save", file)
-
-
-def download(wire: Wire, file: Path) -> int:
-    """Write all the data of the member that calls go to into a file, for its owner only; return how many bytes.
-
-    A file of this name is replaced, once the whole is there and its hash is right. No program of etcd's is needed.
+    A majority is not needed. A file of this name is replaced, once the whole is there and its hash is right.
 
     Raises:
         Unavailable, PermissionDenied, EtcdError: the member does not give it.
         PoolError: what it gave is not whole.
     """
     size, seen, tail = 0, hashlib.sha256(), b""
-    with tempfile.NamedTemporaryFile(dir=file.absolute().parent, prefix=f".{file.name}.", delete=False) as draft:
+    with (
+        contextlib.closing(Wire((endpoint,), tls=tls, login=login)) as wire,
+        tempfile.NamedTemporaryFile(dir=file.absolute().parent, prefix=f".{file.name}.", delete=False) as draft,
+    ):
         try:
             stream = wire.stream(SNAPSHOT)
             try:
@@ -110,7 +104,7 @@ def download(wire: Wire, file: Path) -> int:
             finally:
                 stream.cancel()
             if seen.digest() != tail:
-                raise PoolError(f"what {wire.endpoint} sent is no whole snapshot: try again, or another member")
+                raise PoolError(f"what {endpoint} sent is no whole snapshot: try again, or another member")
             draft.flush()
             os.fsync(draft.fileno())
             Path(draft.name).replace(file)
@@ -118,11 +112,6 @@ def download(wire: Wire, file: Path) -> int:
             Path(draft.name).unlink(missing_ok=True)
             raise
     return size
-
-
-def wire_to(endpoint: str, *, tls: Tls | None = None, login: Login | None = None) -> Wire:
-    """Return a way to one member, to `download` from."""
-    return Wire((endpoint,), tls=tls, login=login)
 
 
 def require_snapshot(file: Path) -> None:
@@ -204,10 +193,10 @@ def recover_directory(directory: Path, etcd: Etcd, *, make_fit: Callable[[str], 
         if len(alone) > len(before) // 2:
             have = f"{len(alone)} of its {len(before)} members have their data ({', '.join(alone)})"
             raise PoolError(f"the cluster in {directory} is not lost: {have}. Open it as always")
-        endpoint = newest(member.spec.endpoint for member in alone.values())
+        endpoint, _ = newest(member.spec.endpoint for member in alone.values())
         source = next(name for name, member in alone.items() if member.spec.endpoint == endpoint)
         make_fit(endpoint)
-        save(etcd, endpoint, scratch / "snapshot")
+        save(endpoint, scratch / "snapshot")
         with contextlib.closing(Wire((endpoint,))) as wire:
             revision = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).header.revision
         after = _successors(directory, before)
@@ -247,7 +236,7 @@ def restore_directory(
         member.start()
         member.wait_ready()
         make_fit(alone.endpoint)
-        save(etcd, alone.endpoint, scratch / "snapshot")
+        save(alone.endpoint, scratch / "snapshot")
         after = bootstrap.plan(members, directory, durable=True)
         try:
             for spec in after:

@@ -57,14 +57,6 @@ class MemberFiles:
                 options[f"{prefix}{option}"] = str(self.directory / f"{role}.{end}")
         return options
 
-    def for_etcdctl(self) -> dict[str, str]:
-        """Return the options with which etcd's own tool is let in."""
-        return {
-            "cacert": str(self.directory / "client.ca.crt"),
-            "cert": str(self.directory / "client.crt"),
-            "key": str(self.directory / "client.key"),
-        }
-
 
 def make() -> Authorities:
     """Make two fresh authorities, in some milliseconds.

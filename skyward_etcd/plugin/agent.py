@@ -29,7 +29,7 @@ from skyward_etcd.cluster.bootstrap import free_ports
 from skyward_etcd.cluster.lifeline import SCRATCH
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken
 from skyward_etcd.cluster.membership import Heard, Listed, Membership, hand_over, hear
-from skyward_etcd.errors import EtcdError, LockTimeout, PoolError, Unavailable
+from skyward_etcd.errors import EtcdError, LockTimeout, PoolError, SkywardEtcdError, Unavailable
 from skyward_etcd.plugin import roster
 from skyward_etcd.plugin.relay import Relay
 from skyward_etcd.plugin.roster import Seat, Word
@@ -105,6 +105,21 @@ class Home:
         """The file that lets the node's processes in."""
         return self.directory / ACCESS
 
+    @property
+    def copy(self) -> Path:
+        """Where the data are kept of members that are about to go."""
+        return self.directory / "copy"
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """All the data that the members of a cluster had at a revision."""
+
+    token: str
+    """Of the cluster."""
+    source: str
+    revision: int
+
 
 class Agent:
     """The agent of one node: `start` it once, `close` it once."""
@@ -131,10 +146,10 @@ class Agent:
         self._lost_since: float | None = None
         self._large_since: float | None = None
         self._silent: dict[str, float] = {}
-        """Whose members do not answer, and since when."""
+        """The hosts whose members do not answer, and since when."""
         self._mute: set[str] = set()
         """Those of them of which nothing at all is heard."""
-        """The hosts whose members do not answer, and since when."""
+        self._copy: Copy | None = None
         self._turn = 0
         self._open = contextlib.ExitStack()
 
@@ -182,6 +197,7 @@ class Agent:
         if self._membership:
             self._membership.close()
         self._home.access.unlink(missing_ok=True)
+        self._home.copy.unlink(missing_ok=True)
 
     @property
     def secret(self) -> bytes:
@@ -255,6 +271,7 @@ class Agent:
 
     def _look(self) -> None:
         self._tend_member()
+        self._take_over()
         try:
             listed = self._members().listed()
         except (Unavailable, EtcdError):
@@ -297,6 +314,24 @@ class Agent:
             self._publish()
             if self._session:
                 self._session.follow(self._endpoints())
+
+    def _take_over(self) -> None:
+        """Copy the data of the members while there is time, if the pool is without the nodes of all that have a vote.
+
+        Until a member of ours is one of them, which takes some seconds, or for as long as they live.
+        """
+        home, cluster, before = self._home, self._known, self._copy
+        if not roster.is_heir(home.host, self._seats, self._peers()):
+            self._copy = None
+            home.copy.unlink(missing_ok=True)
+            return
+        try:
+            source, revision = recovery.newest(cluster.members.values(), tls=self._client)
+            if before is None or before.token != cluster.token or before.revision < revision:
+                recovery.save(source, home.copy, tls=self._client)
+                self._copy = Copy(cluster.token, source, revision)
+        except (SkywardEtcdError, OSError) as error:
+            _log.info("node %s could not copy the data of members that are about to go: %s", home.node, error)
 
     def _look_around(self) -> None:
         """Ask one other node a time whether there is a newer cluster: we may have been away when the last was lost."""
@@ -367,9 +402,7 @@ class Agent:
         turn = Connection(session).lock(_TURN, timeout=0)
 
         def in_turn() -> None:
-            change = Membership(
-                self._known.members, size=roster.wanted(len(self._peers()), self._home.members), tls=self._client
-            )
+            change = Membership(self._known.members, size=len(self._seats) + 1, tls=self._client)
             try:
                 self._change = change
                 with turn:
@@ -441,7 +474,9 @@ class Agent:
             self._restore(roster.survivors(self._seats, self._peers(), words))
 
     def _restore(self, surviving: Sequence[Seat]) -> None:
-        """Make a new cluster of the newest data that the surviving voters have; an empty one if there are none.
+        """Make a new cluster of the newest data that the surviving voters have, else of our copy of what others had.
+
+        An empty one if there is neither.
 
         Raises:
             Unavailable: no survivor is known to have a vote, and one does not say whether it has.
@@ -454,12 +489,18 @@ class Agent:
             snapshot = None
             story = f"all {voted} etcd members were lost at once, and all data with them: the pool goes on with none"
             if sources:
-                source = recovery.newest((self._endpoint(seat.host) for seat in sources), tls=self._client)
+                source, _ = recovery.newest((self._endpoint(seat.host) for seat in sources), tls=self._client)
                 snapshot = scratch / "snapshot"
-                recovery.save(home.etcd, source, snapshot, files=self._files(before, scratch / "tls"))
+                recovery.save(source, snapshot, tls=self._client)
                 story = (
                     f"{voted - len(sources)} of {voted} etcd members were lost at once: the cluster was restored from "
                     f"what {source} had. What only the lost members knew is gone; locks and claims are free"
+                )
+            elif self._copy and self._copy.token == before.token:
+                snapshot = home.copy
+                story = (
+                    f"all {voted} etcd members were taken away at once: the cluster was restored from a copy of what "
+                    f"{self._copy.source} had just before. What was written since is gone; locks and claims are free"
                 )
             after = self._found_next(
                 before, story=f"{story}. What was under way has ended: try again", snapshot=snapshot
@@ -474,6 +515,8 @@ class Agent:
         found: list[Seat] = []
         silent: Unavailable | None = None
         for seat in surviving:
+            if seat.host == self._home.host and not self._member:
+                continue  # we were about to bring it in
             try:
                 if seat.votes or not recovery.is_learner(self._endpoint(seat.host), tls=self._client):
                     found.append(seat)

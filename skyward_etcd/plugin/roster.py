@@ -2,6 +2,7 @@
 
 Every node decides for itself, and all by the same rules: existing members first, then the lowest rank. Skyward takes
 away the highest ranks first, but only of those nodes that have been idle for a while: all members may be among them.
+So the lowest node always is to have one, and where all the others go, one that stays takes their data over.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from skyward_etcd.cluster.bootstrap import voters
 
-__all__ = ["Seat", "Word", "is_dead", "is_restorer", "joins", "leaves", "survivors", "wanted"]
+__all__ = ["Seat", "Word", "is_dead", "is_heir", "is_restorer", "joins", "leaves", "survivors", "wanted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,17 @@ def wanted(nodes: int, fixed: int | None = None) -> int:
 
 
 def joins(host: str, peers: Sequence[str], seats: Sequence[Seat], size: int, is_up: Callable[[str], bool]) -> bool:
-    """Tell whether the node at a host is to have the next member. ``peers`` are all hosts in the order of ranks."""
+    """Tell whether the node at a host is to have the next member. ``peers`` are all hosts in the order of ranks.
+
+    The lowest node is even where as many are there as there should be: then the one of the highest rank `leaves`.
+    Members on nodes that the pool is without do not count where they are the majority: nobody could bury them, and they
+    serve as long as they live.
+    """
     taken = {seat.host for seat in seats}
-    if len(seats) >= size or host in taken:
+    staying = sum(seat.host in peers for seat in seats)
+    members = len(seats) if 2 * staying > len(seats) else staying
+    is_lowest = _rank(host, peers) == 0
+    if host in taken or members > size or (members == size and not is_lowest):
         return False
     for peer in peers:
         if peer == host:
@@ -72,6 +81,16 @@ def is_dead(seat: Seat, peers: Sequence[str], words: Mapping[str, Word]) -> bool
     """
     word = words.get(seat.host)
     return seat.host not in peers or (word is not None and word.member != seat.name)
+
+
+def is_heir(host: str, seats: Sequence[Seat], peers: Sequence[str]) -> bool:
+    """Tell whether the node at a host is to take the data over: it is the lowest of a pool without any of the voters.
+
+    They may live a moment longer, or for as long as a task of theirs takes.
+    """
+    voters = [seat.host for seat in seats if seat.votes]
+    is_lowest = host in peers and _rank(host, peers) == 0
+    return is_lowest and bool(voters) and not any(voter in peers for voter in voters)
 
 
 def survivors(seats: Sequence[Seat], peers: Sequence[str], words: Mapping[str, Word]) -> list[Seat]:

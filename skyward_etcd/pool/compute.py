@@ -146,8 +146,8 @@ class Compute(Shared):
 
         Raises:
             QuorumLost: no member is left to recover from.
-            PoolError: it was not possible, for the reason given, or there is nothing to recover. If a member is left,
-                it can be tried again.
+            PoolError, Unavailable: it was not possible, for the reason given, or there is nothing to recover. If a
+                member is left, it can be tried again.
         """
         if self._state != "open":
             raise PoolError(f"{self.name} is {self._state}")

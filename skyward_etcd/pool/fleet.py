@@ -112,6 +112,7 @@ class Fleet:
         Raises:
             QuorumLost: no member is left.
             PoolError: it was not possible, for the reason given, or there is nothing to recover.
+            Unavailable: the member with the newest data does not give them.
         """
         with self._recovering:
             if not self._members or not self.lost:

@@ -120,12 +120,13 @@ class Members:
         Raises:
             QuorumLost: no member is left.
             PoolError: it was not possible, for the reason given.
+            Unavailable: the member with these data does not give them.
         """
         living = {member.endpoint: nodes[node] for node, member in self._by_node.items() if member and node in nodes}
-        endpoint = recovery.newest(living)
+        endpoint, _ = recovery.newest(living)
         directory = self._new_directory()
         try:
-            recovery.save(self.etcd, endpoint, directory / "snapshot")
+            recovery.save(endpoint, directory / "snapshot")
             member = self._restored(directory / "snapshot", living[endpoint])
         finally:
             shutil.rmtree(directory, ignore_errors=True)

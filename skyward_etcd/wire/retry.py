@@ -7,13 +7,17 @@ That is the rule of etcd's own client (``client/v3/retry.go``) and, for the proo
 
 from __future__ import annotations
 
+from random import SystemRandom
+
 from tenacity import RetryCallState, Retrying
-from tenacity.wait import wait_random_exponential
+from tenacity.wait import wait_exponential
 
 __all__ = ["pause_before"]
 
-_FULL_JITTER = wait_random_exponential(multiplier=0.05, max=2.0)
+_LONGEST = wait_exponential(multiplier=0.05, max=2.0)
 _RETRYING = Retrying()
+_RANDOM = SystemRandom()
+"""Ours alone. Programs seed Python's own generator, alike on all nodes, and want their own numbers from it."""
 
 
 def pause_before(attempt: int) -> float:
@@ -23,4 +27,4 @@ def pause_before(attempt: int) -> float:
     """
     state = RetryCallState(_RETRYING, None, (), {})
     state.attempt_number = max(1, attempt - 1)
-    return float(_FULL_JITTER(state))
+    return _RANDOM.random() * float(_LONGEST(state))

@@ -223,7 +223,7 @@ class Doomed:
         return self._lost.endpoints
 
     def survivor_knows_no_more(self) -> None:
-        recovery.save(self._etcd, recovery.newest(self.endpoints), self._snapshot)
+        recovery.save(recovery.newest(self.endpoints)[0], self._snapshot)
 
     def lose(self) -> None:
         for member in self._lost.members:

@@ -272,17 +272,67 @@ def test_the_lowest_survivor_restores_what_the_control_plane_left_of_the_majorit
 
 
 def test_a_pool_that_lost_its_only_voter_begins_anew_and_says_so(pool: Pool) -> None:
+    pool.open(1)
+    pool.start()
+    pool.told()
+    pool.ready(pool.nodes["n2"])
+    with closing(pool.follow("n2")) as follower:
+        sky = Connection(follower.session)
+        sky.counter("c").increment(5)
+        assert pool.voters("n2") == {"n1"}
+        pool.kill("n1")
+        pool.told()
+        with pytest.raises((QuorumLost, OutcomeUnknown), match="all data"):
+            sky.counter("c").increment()
+        assert sky.counter("c").increment() == 1
+        assert pool.voters("n2") == {"n2"}
+
+
+@pytest.mark.timeout(180)
+def test_a_pool_that_shrinks_to_its_lowest_node_keeps_everything(pool: Pool) -> None:
+    """Whoever has opened it: the lowest node is the last that Skyward takes away."""
     pool.open(2)
     assert pool.voters("n1") == {"n2"}
     with closing(pool.follow("n1")) as follower:
         sky = Connection(follower.session)
         sky.counter("c").increment(5)
+        until(lambda: pool.voters("n1") == {"n1"}, 120)
         pool.kill("n2")
         pool.told()
-        with pytest.raises((QuorumLost, OutcomeUnknown), match="all data"):
+        assert sky.counter("c").increment() == 6
+
+
+def test_a_node_that_stays_joins_when_all_that_have_a_member_are_to_go(pool: Pool) -> None:
+    """They go when their tasks have ended."""
+    pool.open(5)
+    until(lambda: pool.voters("n3") == {"n5", "n1", "n2"})
+    with closing(pool.follow("n3")) as follower:
+        writer = Writer(follower)
+        pool.tell([pool.nodes[name].host for name in ("n3", "n4")])
+        until(lambda: "n3" in pool.voters("n3"))
+        pool.kill("n5", "n1", "n2")
+        until(lambda: pool.voters("n3") == {"n3"})
+        acknowledged = writer.end()
+        missing = set(acknowledged) - set(Connection(follower.session).dict("numbers", consistency="strong").keys())
+        assert len(missing) <= 1, "what was acknowledged in the moment of the loss"
+
+
+def test_a_copy_is_left_when_all_that_have_a_member_go_a_moment_after_the_pool_says_so(pool: Pool) -> None:
+    pool.open(5)
+    until(lambda: pool.voters("n3") == {"n5", "n1", "n2"})
+    with closing(pool.follow("n3")) as follower:
+        sky = Connection(follower.session)
+        sky.dict("d")["k"] = "kept"
+        token = sky.lock("l").acquire().token
+        pool.tell([pool.nodes[name].host for name in ("n3", "n4")])
+        until((pool.nodes["n3"].directory / "copy").exists)
+        pool.kill("n5", "n1", "n2")
+        with pytest.raises((QuorumLost, OutcomeUnknown), match="taken away at once"):
             sky.counter("c").increment()
-        assert sky.counter("c").increment() == 1
-        assert pool.voters("n1") == {"n1"}
+        assert sky.dict("d", consistency="strong")["k"] == "kept"
+        assert sky.lock("l").acquire(timeout=5).token > token
+        until(lambda: pool.voters("n4") == {"n3"})
+        until(lambda: not (pool.nodes["n3"].directory / "copy").exists())
 
 
 def test_a_member_that_dies_alone_is_replaced_on_its_node(pool: Pool) -> None:

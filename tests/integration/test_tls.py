@@ -89,8 +89,8 @@ def test_a_client_is_not_let_in_where_members_talk_to_each_other(cluster: Cluste
 def test_its_data_can_be_saved_and_restored_where_the_majority_is_lost(cluster: Cluster, tmp_path: Path) -> None:
     cluster.ask(methods.PUT, pb.PutRequest(key=b"k", value=b"v"))
     etcd, only = cluster.members["m1"].etcd, cluster.members["m1"]
-    assert recovery.newest([only.spec.endpoint], tls=cluster.client) == only.spec.endpoint
-    recovery.save(etcd, only.spec.endpoint, tmp_path / "snapshot", files=only.spec.files)
+    assert recovery.newest([only.spec.endpoint], tls=cluster.client)[0] == only.spec.endpoint
+    recovery.save(only.spec.endpoint, tmp_path / "snapshot", tls=cluster.client)
     only.kill()
     fresh = cluster.fresh()
     fresh = replace(fresh, state="new", initial_cluster={fresh.name: fresh.peer_url}, token="another")

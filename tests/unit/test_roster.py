@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward_etcd.plugin.roster import Seat, Word, is_dead, is_restorer, joins, leaves, survivors, wanted
+from skyward_etcd.plugin.roster import Seat, Word, is_dead, is_heir, is_restorer, joins, leaves, survivors, wanted
 
 A, B, C, D, E = PEERS = ("a", "b", "c", "d", "e")
 
@@ -48,6 +48,31 @@ def test_the_next_member_goes_to_the_lowest_rank_without_one_that_is_up() -> Non
     assert [host for host in PEERS if joins(host, PEERS, seats(A, D), 3, {C, E}.__contains__)] == [B, C]
     assert [host for host in PEERS if joins(host, PEERS, seats(A, B, C), 3, everybody.__contains__)] == []
     assert not joins("x", PEERS, seats(A), 3, everybody.__contains__), "it is no longer one of the pool's"
+
+
+def test_the_lowest_node_joins_where_all_seats_are_taken_and_the_highest_leaves() -> None:
+    """Skyward takes it away last."""
+    everybody = set(PEERS)
+    assert [host for host in PEERS if joins(host, PEERS, seats(B), 1, everybody.__contains__)] == [A]
+    assert [host for host in PEERS if joins(host, PEERS, seats(D, B, C), 3, everybody.__contains__)] == [A]
+    assert [host for host in PEERS if leaves(host, PEERS, seats(D, B, C, A), 3)] == [D]
+    assert not joins(A, PEERS, seats(B, C, D, E), 3, everybody.__contains__), "there is one too many already"
+
+
+def test_members_that_are_about_to_go_take_nobodys_seat_where_they_are_most_of_them() -> None:
+    left = (D, E)
+    assert [host for host in left if joins(host, left, seats(A, B, C), 1, {D, E}.__contains__)] == [D]
+    assert [host for host in left if joins(host, left, seats(A, B, C, D), 1, {D, E}.__contains__)] == []
+    most = (B, C, E)
+    assert [host for host in most if joins(host, most, seats(A, B, C), 3, {E}.__contains__)] == [], "A is buried first"
+
+
+def test_the_lowest_node_takes_over_where_no_voter_stays() -> None:
+    assert [host for host in PEERS if is_heir(host, seats(A, B, C), (D, E))] == [D]
+    assert [host for host in PEERS if is_heir(host, [*seats(A), Seat("m-d", D, votes=False)], (D, E))] == [D]
+    assert [host for host in PEERS if is_heir(host, seats(A, B, E), (D, E))] == [], "E has everything"
+    assert [host for host in PEERS if is_heir(host, [], (D, E))] == []
+    assert not is_heir(A, seats(B), ()), "nobody knows the nodes"
 
 
 def test_one_too_many_leaves_from_the_highest_rank_and_from_outside_first() -> None:
