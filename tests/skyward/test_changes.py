@@ -29,7 +29,7 @@ def test_it_grows_and_shrinks_with_the_pool_and_keeps_everything() -> None:
         token = skyward_etcd.lock("l").acquire().token
         pool.resize(5)
         until(lambda: has(pool, 5), 120)
-        assert len(members()) == 3
+        until(lambda: len(members()) == 3)
         assert len(session() @ pool) == 5
         pool.resize(1)
         until(lambda: has(pool, 1), 240)  # Skyward keeps what is too many for two minutes
@@ -46,7 +46,7 @@ def test_killed_nodes_are_replaced_and_the_replacements_have_members() -> None:
         before = set(members())
         gone = min(before)
         kill_node(gone)
-        until(lambda: gone not in members(), 60)
+        until(lambda: gone not in (members() or [gone]), 60)
         until(lambda: len(members()) == 3 and set(members()) != before, 180)
         assert sky.counter("kept").get() == 5
         assert len(session() @ pool) == 3
