@@ -22,20 +22,20 @@ from skyward_etcd import config
 from skyward_etcd.cluster import bootstrap, private
 from skyward_etcd.cluster.binary import Etcd, Version, spell
 from skyward_etcd.cluster.member import Member, MemberSpec, data_directory, require_space
-from skyward_etcd.errors import PoolError, QuorumLost, SkywardEtcdError
+from skyward_etcd.errors import PoolError, QuorumLost, SkywardEtcdError, Unavailable
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire.client import Login, Tls, Wire
 from skyward_etcd.wire.methods import SNAPSHOT, STATUS
 
 __all__ = [
     "Recovered",
-    "is_learner",
     "newest",
     "recover_directory",
     "require_snapshot",
     "restore",
     "restore_directory",
     "restore_flags",
+    "revision",
     "save",
 ]
 
@@ -47,33 +47,34 @@ _BUMP = 1_000_000_000
 
 
 def newest(endpoints: Iterable[str], *, tls: Tls | None = None) -> tuple[str, int]:
-    """Return which of these members has the highest revision, and that. They need no majority to tell.
+    """Return which of these members has the highest `revision`, and that. They need no majority to tell.
 
     Raises:
-        QuorumLost: none of them answers.
+        QuorumLost: none of those that have a vote answers.
     """
 
-    def revision(endpoint: str) -> int:
-        with contextlib.suppress(SkywardEtcdError), contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
-            return int(wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).header.revision)
+    def answer(endpoint: str) -> int:
+        with contextlib.suppress(SkywardEtcdError):
+            return revision(endpoint, tls=tls)
         return 0
 
     asked = list(endpoints)
     with ThreadPoolExecutor(len(asked) or 1) as pool:
-        highest, found = max(zip(pool.map(revision, asked), asked, strict=True), default=(0, ""))
+        highest, found = max(zip(pool.map(answer, asked), asked, strict=True), default=(0, ""))
     if not highest:
         raise QuorumLost("no member of the cluster is left: there is nothing to recover from", maybe_applied=False)
     return found, highest
 
 
-def is_learner(endpoint: str, *, tls: Tls | None = None) -> bool:
-    """Tell whether a member has no vote yet, by its own word. Such a one may lack data, and gives none.
+def revision(endpoint: str, *, tls: Tls | None = None) -> int:
+    """Return up to where a member has all data. Zero for one without a vote, which may lack some, and gives none.
 
     Raises:
         Unavailable: it does not answer.
     """
     with contextlib.closing(Wire((endpoint,), tls=tls)) as wire:
-        return wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).isLearner
+        status = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S)
+    return 0 if status.isLearner else int(status.header.revision)
 
 
 def save(endpoint: str, file: Path, *, tls: Tls | None = None, login: Login | None = None) -> int:
@@ -83,13 +84,20 @@ def save(endpoint: str, file: Path, *, tls: Tls | None = None, login: Login | No
 
     Raises:
         Unavailable, PermissionDenied, EtcdError: the member does not give it.
-        PoolError: what it gave is not whole.
+        PoolError: what it gave is not whole, or cannot be written there.
     """
+    try:
+        with contextlib.closing(Wire((endpoint,), tls=tls, login=login)) as wire:
+            return _save(wire, file)
+    except Unavailable:  # which is an OSError too
+        raise
+    except OSError as error:
+        raise PoolError(f"the data of {endpoint} could not be written to {file}: {error}") from error
+
+
+def _save(wire: Wire, file: Path) -> int:
     size, seen, tail = 0, hashlib.sha256(), b""
-    with (
-        contextlib.closing(Wire((endpoint,), tls=tls, login=login)) as wire,
-        tempfile.NamedTemporaryFile(dir=file.absolute().parent, prefix=f".{file.name}.", delete=False) as draft,
-    ):
+    with tempfile.NamedTemporaryFile(dir=file.absolute().parent, prefix=f".{file.name}.", delete=False) as draft:
         try:
             stream = wire.stream(SNAPSHOT)
             try:
@@ -104,7 +112,7 @@ def save(endpoint: str, file: Path, *, tls: Tls | None = None, login: Login | No
             finally:
                 stream.cancel()
             if seen.digest() != tail:
-                raise PoolError(f"what {endpoint} sent is no whole snapshot: try again, or another member")
+                raise PoolError(f"what {wire.endpoint} sent is no whole snapshot: try again, or another member")
             draft.flush()
             os.fsync(draft.fileno())
             Path(draft.name).replace(file)
@@ -180,6 +188,7 @@ def recover_directory(directory: Path, etcd: Etcd, *, make_fit: Callable[[str], 
 
     Raises:
         QuorumLost: no member has data that can be used.
+        Unavailable: the one with the newest does not give them.
         PoolError: most have, so that the cluster is not lost; or the directory is in use, or holds no cluster.
     """
     before = bootstrap.planned(directory)
@@ -193,12 +202,10 @@ def recover_directory(directory: Path, etcd: Etcd, *, make_fit: Callable[[str], 
         if len(alone) > len(before) // 2:
             have = f"{len(alone)} of its {len(before)} members have their data ({', '.join(alone)})"
             raise PoolError(f"the cluster in {directory} is not lost: {have}. Open it as always")
-        endpoint, _ = newest(member.spec.endpoint for member in alone.values())
+        endpoint, reached = newest(member.spec.endpoint for member in alone.values())
         source = next(name for name, member in alone.items() if member.spec.endpoint == endpoint)
         make_fit(endpoint)
         save(endpoint, scratch / "snapshot")
-        with contextlib.closing(Wire((endpoint,))) as wire:
-            revision = wire.call(STATUS, pb.StatusRequest(), timeout_s=_CALL_S).header.revision
         after = _successors(directory, before)
         try:
             for spec in after:
@@ -208,7 +215,7 @@ def recover_directory(directory: Path, etcd: Etcd, *, make_fit: Callable[[str], 
             for spec in after:
                 shutil.rmtree(spec.data_dir, ignore_errors=True)
             raise
-    return Recovered(source, revision, tuple(spec.data_dir for spec in before if spec.data_dir.exists()))
+    return Recovered(source, reached, tuple(spec.data_dir for spec in before if spec.data_dir.exists()))
 
 
 def restore_directory(

@@ -29,8 +29,9 @@ from skyward_etcd.cluster.bootstrap import free_ports
 from skyward_etcd.cluster.lifeline import SCRATCH
 from skyward_etcd.cluster.member import Member, MemberSpec, PortTaken
 from skyward_etcd.cluster.membership import Heard, Listed, Membership, hand_over, hear
-from skyward_etcd.errors import EtcdError, LockTimeout, PoolError, SkywardEtcdError, Unavailable
+from skyward_etcd.errors import EtcdError, LockTimeout, PoolError, QuorumLost, Unavailable
 from skyward_etcd.plugin import roster
+from skyward_etcd.plugin.copies import Copies
 from skyward_etcd.plugin.relay import Relay
 from skyward_etcd.plugin.roster import Seat, Word
 from skyward_etcd.plugin.shared import Access, Cluster
@@ -55,15 +56,6 @@ _FIND_S = 120.0
 """For a first node to found the cluster. Skyward itself gives its nodes three minutes to meet."""
 _NOBODY_OPENS_S = 20.0
 """After that the lowest node founds it: who was to do it has died on the way."""
-_SILENT_S = 5.0
-"""A member that refuses for so long is taken off the list. If it comes back, it joins afresh."""
-_MUTE_S = 15.0
-"""The same for one that does not even refuse: its machine is gone, or cut off.
-
-Each of the others keeps streams to it, and TLS on them. After some 5 s their buffers are full, and it takes the next
-ten until etcd has given them up: 5 s for a write, 5 s to say good-bye (rafthttp's time limit). If the member is taken
-off the list meanwhile, etcd waits for that, and does nothing else: nobody is served.
-"""
 _LOST_S = 2.0
 """A cluster whose majority does not answer for so long holds no election: it is lost, or we are cut off."""
 _SHRINK_S = 60.0
@@ -72,6 +64,8 @@ _LEAVE_S = 5.0
 _RESTARTS = 5
 _ATTEMPTS = 3
 _LONGEST_PAUSE_S = 30.0
+_NO_HASTE_S = 600.0
+"""The same where no member is missing, and one was only to be on another node."""
 _TURN = "skyward-etcd members"
 """The lock under which the members are changed."""
 
@@ -105,21 +99,6 @@ class Home:
         """The file that lets the node's processes in."""
         return self.directory / ACCESS
 
-    @property
-    def copy(self) -> Path:
-        """Where the data are kept of members that are about to go."""
-        return self.directory / "copy"
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """All the data that the members of a cluster had at a revision."""
-
-    token: str
-    """Of the cluster."""
-    source: str
-    revision: int
-
 
 class Agent:
     """The agent of one node: `start` it once, `close` it once."""
@@ -144,12 +123,18 @@ class Agent:
         self._unfit_until = 0.0
         self._known_peers: set[str] = set()
         self._lost_since: float | None = None
-        self._large_since: float | None = None
+        self._has = 0
+        """The revision of the newest data of this node, when the majority is lost."""
+        self._heard_at = 0.0
+        """When a majority of the members last answered us."""
+        self._size = 1
+        """How many members there are to be, where it falls late."""
+        self._small_since: float | None = None
         self._silent: dict[str, float] = {}
         """The hosts whose members do not answer, and since when."""
         self._mute: set[str] = set()
         """Those of them of which nothing at all is heard."""
-        self._copy: Copy | None = None
+        self._copies = Copies(home.directory / "copy")
         self._turn = 0
         self._open = contextlib.ExitStack()
 
@@ -161,6 +146,7 @@ class Agent:
         """
         home = self._home
         private.directory(home.directory)
+        self._copies.drop()
         with contextlib.ExitStack() as opened:
             listener = _listening(home, home.port + 2, lambda port: Listener(home.host, port, home.tls, self._word))
             opened.callback(listener.close)
@@ -197,7 +183,7 @@ class Agent:
         if self._membership:
             self._membership.close()
         self._home.access.unlink(missing_ok=True)
-        self._home.copy.unlink(missing_ok=True)
+        self._copies.drop()
 
     @property
     def secret(self) -> bytes:
@@ -230,17 +216,37 @@ class Agent:
         return self._found_next(first, story="")
 
     def _found_next(self, before: Cluster, *, story: str, snapshot: Path | None = None) -> Cluster:
-        """Start the first member of the cluster after this one, empty or with the data of a snapshot."""
-        after = replace(before, epoch=before.epoch + 1, token=secrets.token_hex(8), members={}, story=story)
+        """Start the first member of the cluster after this one, empty or with the data of a snapshot.
+
+        Should two nodes do so, that with data counts more.
+        """
+        epoch = before.epoch + (2 if snapshot else 1)
+        after = replace(before, epoch=epoch, token=secrets.token_hex(8), members={}, story=story)
         fresh = self._fresh(after)
         fresh = replace(fresh, initial_cluster={fresh.name: fresh.peer_url}, state="new")
-        if snapshot:
-            recovery.restore(self._home.etcd, snapshot, fresh)
-        self._end_member()  # its data have been saved, and its ports are wanted
-        self._start_first(fresh)
-        if snapshot:
-            recovered.make_fit(fresh.endpoint, tls=self._client)
+        try:
+            if snapshot:
+                recovery.restore(self._home.etcd, snapshot, fresh)
+            self._call_off()
+            self._end_member()  # its data have been saved, and its ports are wanted
+            self._start_first(fresh)
+            if snapshot:
+                recovered.make_fit(fresh.endpoint, tls=self._client)
+        except BaseException:
+            self._end_member(fresh.name)
+            shutil.rmtree(fresh.data_dir.parent, ignore_errors=True)
+            raise
         return replace(after, members={fresh.name: fresh.endpoint})
+
+    def _call_off(self) -> None:
+        """End a change of the members of a cluster that is lost, with a member of ours that it was about to start."""
+        if change := self._change:
+            change.close()
+        if self._changing:
+            self._changing.join(_LEAVE_S)
+            if self._changing.is_alive():  # it waits for the start
+                self._end_member(self._joining)
+                self._changing.join(_LEAVE_S)
 
     def _start_first(self, fresh: MemberSpec) -> None:
         for _ in range(_ATTEMPTS - 1):  # whose ports we want may take its time to end
@@ -271,14 +277,17 @@ class Agent:
 
     def _look(self) -> None:
         self._tend_member()
-        self._take_over()
+        if roster.is_heir(self._home.host, self._seats, self._peers()):
+            self._copies.begin(self._known, self._client)
         try:
             listed = self._members().listed()
         except (Unavailable, EtcdError):
             self._look_without_quorum()
             return
-        self._lost_since = None
+        self._lost_since, self._has, self._heard_at = None, 0, time.monotonic()
         self._seats = [_seat(member) for member in listed]
+        if not roster.leavers(self._seats, self._peers()):
+            self._copies.drop()
         if self._member and not self._joining and self._member.spec.name not in {seat.name for seat in self._seats}:
             self._end_member()  # we did not answer for a while, and were taken off the list
         self._follow({member.name: self._endpoint(_seat(member).host) for member in listed if not member.learner})
@@ -314,24 +323,6 @@ class Agent:
             self._publish()
             if self._session:
                 self._session.follow(self._endpoints())
-
-    def _take_over(self) -> None:
-        """Copy the data of the members while there is time, if the pool is without the nodes of all that have a vote.
-
-        Until a member of ours is one of them, which takes some seconds, or for as long as they live.
-        """
-        home, cluster, before = self._home, self._known, self._copy
-        if not roster.is_heir(home.host, self._seats, self._peers()):
-            self._copy = None
-            home.copy.unlink(missing_ok=True)
-            return
-        try:
-            source, revision = recovery.newest(cluster.members.values(), tls=self._client)
-            if before is None or before.token != cluster.token or before.revision < revision:
-                recovery.save(source, home.copy, tls=self._client)
-                self._copy = Copy(cluster.token, source, revision)
-        except (SkywardEtcdError, OSError) as error:
-            _log.info("node %s could not copy the data of members that are about to go: %s", home.node, error)
 
     def _look_around(self) -> None:
         """Ask one other node a time whether there is a newer cluster: we may have been away when the last was lost."""
@@ -375,21 +366,21 @@ class Agent:
         words = self._words(self._ask_others(seat.host for seat in silent))
         for seat in silent:
             for_s, is_mute = time.monotonic() - self._silent[seat.host], seat.host in self._mute
-            is_dead = not is_mute and roster.is_dead(seat, self._peers(), words)
-            if is_dead or for_s > (_MUTE_S if is_mute else _SILENT_S):
+            if roster.is_to_be_buried(seat, self._peers(), words, for_s, is_mute=is_mute):
                 _log.warning("etcd member %s of %s is gone: it is taken off the list", seat.name, seat.host)
                 self._members().remove(seat.name, timeout_s=_ASK_S)
 
     def _grow_or_shrink(self) -> None:
-        home, peers = self._home, self._peers()
+        home, peers, voting, now = self._home, self._peers(), self._voting(), time.monotonic()
         size = roster.wanted(len(peers), home.members)
-        is_too_large = roster.leaves(home.host, peers, self._seats, size)
-        self._large_since = (self._large_since or time.monotonic()) if is_too_large else None
-        if self._changing and self._changing.is_alive():
+        self._small_since = (self._small_since or now) if size < self._size else None
+        if not self._small_since or now - self._small_since > _SHRINK_S:
+            self._size, self._small_since = size, None
+        if (self._changing and self._changing.is_alive()) or now < self._unfit_until:
             return
-        if self._large_since and time.monotonic() - self._large_since > _SHRINK_S and self._member:
+        if self._member and roster.leaves(home.host, peers, voting, self._size):
             self._begin(self._leave)
-        elif self._is_fit() and roster.joins(home.host, peers, self._voting(), size, self._is_up):
+        elif not self._member and roster.joins(home.host, peers, voting, size, self._is_up):
             self._begin(self._bring_in)
 
     # --- changes of the members, one at a time in the whole pool
@@ -411,7 +402,8 @@ class Agent:
                 pass  # another's turn
             except Exception as error:  # noqa: BLE001  whatever it is, another attempt may do better, or another node
                 self._failures += 1
-                self._unfit_until = time.monotonic() + min(_LONGEST_PAUSE_S, 2.0**self._failures)
+                longest = _LONGEST_PAUSE_S if len(self._voting()) < self._size else _NO_HASTE_S
+                self._unfit_until = time.monotonic() + min(longest, 2.0**self._failures)
                 _log.info("node %s could not change the members yet: %s", self._home.node, error)
             else:
                 self._failures = 0
@@ -443,12 +435,12 @@ class Agent:
     def _leave(self, change: Membership) -> None:
         """Take our member off: the pool has become too small for it."""
         home, peers, leaving = self._home, self._peers(), self._member
-        size = roster.wanted(len(peers), home.members)
-        if leaving and roster.leaves(home.host, peers, list(map(_seat, change.listed())), size):
+        voting = [seat for seat in map(_seat, change.listed()) if seat.votes]
+        if leaving and roster.leaves(home.host, peers, voting, self._size):
             hand_over(leaving.spec.endpoint, tls=self._client)
             change.remove(leaving.spec.name)
             self._end_member(leaving.spec.name)
-            _log.info("node %s has no etcd member any more: %d nodes want %d", home.node, len(peers), size)
+            _log.info("node %s has no etcd member any more: %d nodes want %d", home.node, len(peers), self._size)
 
     def _is_fit(self) -> bool:
         """Tell whether we can have a member: we have none, and have not just failed to bring one in."""
@@ -460,6 +452,7 @@ class Agent:
         """Look for a newer cluster, or for members that we have not heard of; restore the cluster if that is ours."""
         now = time.monotonic()
         self._lost_since = self._lost_since or now
+        self._has = self._newest_here()
         self._look_at_members()
         answers = self._ask_others(self._peers())
         newer = _newest(answers)
@@ -470,58 +463,84 @@ class Agent:
         ours = [self._known, *(each for each in others if each.token == self._known.token)]
         self._follow({name: at for each in ours for name, at in each.members.items()})
         words = self._words(answers)
-        if now - self._lost_since > _LOST_S and roster.is_restorer(self._home.host, self._seats, self._peers(), words):
+        is_lost = now - self._lost_since > _LOST_S and not self._may_go_on(answers)
+        if is_lost and roster.is_restorer(self._home.host, self._seats, self._peers(), words):
             self._restore(roster.survivors(self._seats, self._peers(), words))
 
-    def _restore(self, surviving: Sequence[Seat]) -> None:
-        """Make a new cluster of the newest data that the surviving voters have, else of our copy of what others had.
+    def _newest_here(self) -> int:
+        copy = self._copies.of(self._known)
+        has = copy.revision if copy else 0
+        if self._member and self._member.alive:
+            with contextlib.suppress(Unavailable, EtcdError):
+                has = max(has, recovery.revision(self._endpoint(self._home.host), tls=self._client))
+        return has
 
-        An empty one if there is neither.
+    def _may_go_on(self, answers: Mapping[str, Answer]) -> bool:
+        """Tell whether the members that answer are a majority, or another node has just been served by one."""
+        voting = self._voting()
+        ours = self._home.host if self._member and self._member.alive else ""
+        answering = sum(seat.host == ours or seat.host not in (self._home.host, *self._silent) for seat in voting)
+        said = [answer["heard_s"] for answer in answers.values() if _token(answer) == self._known.token]
+        return 2 * answering > len(voting) or any(heard_s < _LOST_S for heard_s in said)
+
+    def _restore(self, surviving: Sequence[Seat]) -> None:
+        """Make a new cluster of the newest data: a survivor's, or those of a member that is about to go, or our copy.
+
+        An empty one if there are none.
 
         Raises:
             Unavailable: no survivor is known to have a vote, and one does not say whether it has.
         """
-        before, home = self._known, self._home
+        before = self._known
         sources = self._with_vote(surviving)
         voted = len({seat.name for seat in (*self._voting(), *sources)})
+        lost = f"{voted - len(sources)} of {voted} etcd members were lost at once"
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
         try:
-            snapshot = None
-            story = f"all {voted} etcd members were lost at once, and all data with them: the pool goes on with none"
-            if sources:
-                source, _ = recovery.newest((self._endpoint(seat.host) for seat in sources), tls=self._client)
-                snapshot = scratch / "snapshot"
-                recovery.save(source, snapshot, tls=self._client)
-                story = (
-                    f"{voted - len(sources)} of {voted} etcd members were lost at once: the cluster was restored from "
-                    f"what {source} had. What only the lost members knew is gone; locks and claims are free"
-                )
-            elif self._copy and self._copy.token == before.token:
-                snapshot = home.copy
-                story = (
-                    f"all {voted} etcd members were taken away at once: the cluster was restored from a copy of what "
-                    f"{self._copy.source} had just before. What was written since is gone; locks and claims are free"
-                )
+            origin = self._save_newest(before, sources, scratch / "snapshot")
+            story = (
+                f"{lost}: the cluster was restored from {origin}. What only the lost members knew is gone; locks and "
+                "claims are free"
+                if origin
+                else f"{lost}, and all data with them: the pool goes on with none"
+            )
             after = self._found_next(
-                before, story=f"{story}. What was under way has ended: try again", snapshot=snapshot
+                before,
+                story=f"{story}. What was under way has ended: try again",
+                snapshot=scratch / "snapshot" if origin else None,
             )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         self._adopt(after)
-        _log.warning("node %s: %s", home.node, story)
+        _log.warning("node %s: %s", self._home.node, story)
+
+    def _save_newest(self, cluster: Cluster, sources: Sequence[Seat], file: Path) -> str:
+        """Write the newest data that are left into a file, and return whose they were; nothing if there are none."""
+        copy = self._copies.of(cluster)
+        endpoints = {*cluster.members.values(), *(self._endpoint(seat.host) for seat in sources)}
+        try:
+            source, revision = recovery.newest(endpoints, tls=self._client)
+        except QuorumLost:
+            source, revision = "", 0
+        if copy and copy.revision > revision:
+            shutil.copy(self._copies.file, file)
+            return f"a copy of what {copy.source} had just before"
+        if source:
+            recovery.save(source, file, tls=self._client)
+            return f"what {source} had"
+        return ""
 
     def _with_vote(self, surviving: Sequence[Seat]) -> list[Seat]:
         """Return those that have a vote. Who had none when the quorum was last heard, is asked itself."""
         found: list[Seat] = []
         silent: Unavailable | None = None
         for seat in surviving:
-            if seat.host == self._home.host and not self._member:
-                continue  # we were about to bring it in
             try:
-                if seat.votes or not recovery.is_learner(self._endpoint(seat.host), tls=self._client):
+                if seat.votes or recovery.revision(self._endpoint(seat.host), tls=self._client):
                     found.append(seat)
             except Unavailable as error:  # a node that was about to bring it in says that it runs
-                silent = error
+                if seat.host != self._home.host:
+                    silent = error
         if silent and not found:
             raise silent
         return found
@@ -535,7 +554,7 @@ class Agent:
                 self._end_member()
             self._cluster = newer
             self._seats = _seats_of(newer)
-            self._lost_since = None
+            self._lost_since, self._has = None, 0
             self._silent = {}
             self._publish()
             if self._session:
@@ -568,14 +587,15 @@ class Agent:
         return tls.write(cluster.authorities, directory, self._home.node, [self._home.host])
 
     def _start_member(self, spec: MemberSpec) -> None:
-        member = Member(self._home.etcd, spec)
+        self._member = member = Member(self._home.etcd, spec)
         try:
             member.start()
             member.wait_ready(_START_S)
         except BaseException:
             member.kill()
+            if self._member is member:
+                self._member = None
             raise
-        self._member = member
 
     def _check_member(self) -> None:
         if not (self._member and self._member.alive):
@@ -604,13 +624,22 @@ class Agent:
             name = self._joining or (self._member.spec.name if self._member else "")
             cluster = self._cluster and self._cluster.to_data()
             fit = bool(name) or self._is_fit()
-        return {"node": self._home.node, "member": name, "fit": fit, "cluster": cluster}
+        return {
+            "node": self._home.node,
+            "member": name,
+            "fit": fit,
+            "cluster": cluster,
+            "heard_s": time.monotonic() - self._heard_at,
+            "revision": self._has,
+        }
 
     def _words(self, answers: Mapping[str, Answer]) -> dict[str, Word]:
         """Return what nodes say of their members in our cluster; those of another count for nothing."""
         said = {**answers, self._home.host: self._word()}
         return {
-            host: Word(answer["node"], answer["member"] if _token(answer) == self._known.token else "")
+            host: Word(answer["node"], answer["member"], answer["revision"])
+            if _token(answer) == self._known.token
+            else Word(answer["node"], "")
             for host, answer in said.items()
         }
 

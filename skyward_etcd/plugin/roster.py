@@ -12,7 +12,27 @@ from dataclasses import dataclass
 
 from skyward_etcd.cluster.bootstrap import voters
 
-__all__ = ["Seat", "Word", "is_dead", "is_heir", "is_restorer", "joins", "leaves", "survivors", "wanted"]
+__all__ = [
+    "Seat",
+    "Word",
+    "is_dead",
+    "is_heir",
+    "is_restorer",
+    "is_to_be_buried",
+    "joins",
+    "leavers",
+    "leaves",
+    "survivors",
+    "wanted",
+]
+
+_HEIRS = 3
+_SILENT_S = 5.0
+_MUTE_S = 15.0
+"""Each of the other members keeps streams to one that is gone, and TLS on them. After some 5 s their buffers are full,
+and it takes the next ten until etcd has given them up: 5 s for a write, 5 s to say good-bye (rafthttp's time limit). If
+the member is taken off the list meanwhile, etcd waits for that, and does nothing else: nobody is served.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +52,8 @@ class Word:
     node: str
     member: str
     """The member that it runs or is about to; empty if none."""
+    revision: int = 0
+    """Of the newest data that it has, when it has lost the majority: its member's, if that has a vote, or a copy."""
 
 
 def wanted(nodes: int, fixed: int | None = None) -> int:
@@ -83,14 +105,31 @@ def is_dead(seat: Seat, peers: Sequence[str], words: Mapping[str, Word]) -> bool
     return seat.host not in peers or (word is not None and word.member != seat.name)
 
 
-def is_heir(host: str, seats: Sequence[Seat], peers: Sequence[str]) -> bool:
-    """Tell whether the node at a host is to take the data over: it is the lowest of a pool without any of the voters.
+def is_to_be_buried(
+    seat: Seat, peers: Sequence[str], words: Mapping[str, Word], silent_s: float, *, is_mute: bool
+) -> bool:
+    """Tell whether a member that has not answered for so long is to be taken off the list. If it comes back, it joins.
 
-    They may live a moment longer, or for as long as a task of theirs takes.
+    One whose machine refuses: after 5 s, or as soon as it is known to be dead. One that does not even refuse, as its
+    machine is gone or cut off: after 15 s, known or not.
     """
-    voters = [seat.host for seat in seats if seat.votes]
-    is_lowest = host in peers and _rank(host, peers) == 0
-    return is_lowest and bool(voters) and not any(voter in peers for voter in voters)
+    if is_mute:
+        return silent_s > _MUTE_S
+    return silent_s > _SILENT_S or is_dead(seat, peers, words)
+
+
+def is_heir(host: str, seats: Sequence[Seat], peers: Sequence[str]) -> bool:
+    """Tell whether the node at a host is to copy the data: it is one of the lowest of a pool without any of the voters.
+
+    They may live a moment longer, or for as long as a task of theirs takes. Some of the lowest may not be there yet.
+    """
+    voters = [seat for seat in seats if seat.votes]
+    return host in peers[:_HEIRS] and bool(voters) and len(leavers(seats, peers)) == len(voters)
+
+
+def leavers(seats: Sequence[Seat], peers: Sequence[str]) -> list[Seat]:
+    """Return the voters on nodes that the pool is without."""
+    return [seat for seat in seats if seat.votes and seat.host not in peers]
 
 
 def survivors(seats: Sequence[Seat], peers: Sequence[str], words: Mapping[str, Word]) -> list[Seat]:
@@ -113,9 +152,11 @@ def _running(seats: Sequence[Seat], peers: Sequence[str], words: Mapping[str, Wo
 def is_restorer(host: str, seats: Sequence[Seat], peers: Sequence[str], words: Mapping[str, Word]) -> bool:
     """Tell whether the node at a host is to restore a cluster whose majority has been silent for a while.
 
-    It is the lowest of the `survivors`; the lowest node at all, with an empty cluster, if there are none. It never is
-    where those who are silent, and not dead for certain, could go on without us; nor where less than most of the pool's
-    nodes can be heard, as on the wrong side of a cut.
+    It is the lowest of the `survivors`. Where none of them has a vote for certain, it is the node with the newest data;
+    and the lowest at all, with an empty cluster, if there are none.
+
+    It never is where those who are silent, and not dead for certain, could go on without us; nor where less than most
+    of the pool's nodes can be heard, as on the wrong side of a cut.
     """
     votes = [seat for seat in seats if seat.votes]
     living = _running(votes, peers, words)
@@ -126,6 +167,9 @@ def is_restorer(host: str, seats: Sequence[Seat], peers: Sequence[str], words: M
     if not votes or (silent and not living):
         return False
     left = survivors(seats, peers, words)
+    newest = max(heard, key=lambda peer: (words[peer].revision, words[peer].member != ""))
+    if words[newest].revision and not any(seat.votes for seat in left):
+        return host == newest
     return host == (left[0].host if left else heard[0])
 
 

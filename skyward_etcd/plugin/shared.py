@@ -20,7 +20,7 @@ class Cluster:
     """A cluster as every node of its pool knows it."""
 
     epoch: int
-    """1 for a pool's first; one more each time that it is restored, or begun anew."""
+    """1 for a pool's first; one more each time that it is begun anew, and two where it was restored with its data."""
     token: str
     members: Mapping[str, str]
     """``host:port`` of the members that have a vote, by name."""

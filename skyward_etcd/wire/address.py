@@ -106,6 +106,7 @@ class Address:
         context = tls.http_context if for_http else tls.context
         name, blocks = self.host if self.port else "localhost", plain.gettimeout() != 0
         with shaking_hands():
+            plain.getpeername()  # Python's TLS takes a socket that was reset, fails, and does not give it back
             return context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=blocks)
 
 

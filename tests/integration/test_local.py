@@ -117,10 +117,9 @@ def test_a_killed_keeper_takes_its_members_along(cli: Cli, tmp_path: Path) -> No
     member = member_of(keeper.pid)
     os.kill(keeper.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{member}").exists():
+    while Path(f"/proc/{member}").exists() or local.running(tmp_path / "local"):  # its threads end one by one
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert local.running(tmp_path / "local") is None
     cli("down", code=1)
     cli("up", "--ephemeral", "--members", "1", "--etcd", str(any_usable()))
 

@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyward_etcd.plugin.roster import Seat, Word, is_dead, is_heir, is_restorer, joins, leaves, survivors, wanted
+from skyward_etcd.plugin.roster import (
+    Seat,
+    Word,
+    is_dead,
+    is_heir,
+    is_restorer,
+    is_to_be_buried,
+    joins,
+    leavers,
+    leaves,
+    survivors,
+    wanted,
+)
 
 A, B, C, D, E = PEERS = ("a", "b", "c", "d", "e")
 
@@ -67,12 +79,25 @@ def test_members_that_are_about_to_go_take_nobodys_seat_where_they_are_most_of_t
     assert [host for host in most if joins(host, most, seats(A, B, C), 3, {E}.__contains__)] == [], "A is buried first"
 
 
-def test_the_lowest_node_takes_over_where_no_voter_stays() -> None:
-    assert [host for host in PEERS if is_heir(host, seats(A, B, C), (D, E))] == [D]
-    assert [host for host in PEERS if is_heir(host, [*seats(A), Seat("m-d", D, votes=False)], (D, E))] == [D]
+def test_the_lowest_nodes_copy_the_data_where_no_voter_stays() -> None:
+    assert [host for host in PEERS if is_heir(host, seats(A, B, C), (D, E))] == [D, E]
+    assert [host for host in PEERS if is_heir(host, seats(E), (A, B, C, D))] == [A, B, C], "three are enough"
+    assert [host for host in PEERS if is_heir(host, [*seats(A), Seat("m-d", D, votes=False)], (D, E))] == [D, E]
     assert [host for host in PEERS if is_heir(host, seats(A, B, E), (D, E))] == [], "E has everything"
     assert [host for host in PEERS if is_heir(host, [], (D, E))] == []
     assert not is_heir(A, seats(B), ()), "nobody knows the nodes"
+    assert leavers(seats(A, D, B), (D, E)) == seats(A, B)
+
+
+def test_who_has_the_newest_data_restores_where_no_voter_survives_for_certain() -> None:
+    heard = {D: Word(D, "m-d"), E: Word(E, "", 7)}
+    assert [host for host in heard if is_restorer(host, seats(A, B, C), (D, E), heard)] == [E], "D's may lack data"
+    heard = {D: Word(D, "", 8), E: Word(E, "", 7)}
+    assert [host for host in heard if is_restorer(host, seats(A, B, C), (D, E), heard)] == [D]
+    heard = {D: Word(D, "", 8), E: Word(E, "m-e", 8)}
+    assert [host for host in heard if is_restorer(host, seats(A, B, C), (D, E), heard)] == [E], "D has copied it there"
+    heard = {D: Word(D, "", 8), E: Word(E, "m-e")}
+    assert [host for host in heard if is_restorer(host, seats(A, B, E), (D, E), heard)] == [E], "it has everything"
 
 
 def test_one_too_many_leaves_from_the_highest_rank_and_from_outside_first() -> None:
@@ -89,6 +114,21 @@ def test_a_member_is_dead_by_word_and_never_by_silence() -> None:
     assert is_dead(seat, PEERS, words(B, members=()))
     assert is_dead(seat, PEERS, {B: Word("another", "m-another")}), "a replacement has its address"
     assert is_dead(seat, (A, C), words(B)), "the pool is without it"
+
+
+def test_a_member_that_is_dead_is_buried_at_once_and_one_that_refuses_after_five_seconds() -> None:
+    seat, alive, dead = Seat("m-b", B), words(B), words(B, members=())
+    assert is_to_be_buried(seat, PEERS, dead, 0.0, is_mute=False)
+    assert not is_to_be_buried(seat, PEERS, alive, 4.9, is_mute=False)
+    assert is_to_be_buried(seat, PEERS, alive, 5.1, is_mute=False)
+
+
+@pytest.mark.parametrize("peers", [PEERS, (A, C)])
+def test_a_member_of_which_nothing_is_heard_is_not_buried_before_the_others_streams_to_it(peers: Sequence[str]) -> None:
+    """Even where it is known to be dead: etcd would do nothing else until then."""
+    seat = Seat("m-b", B)
+    assert not is_to_be_buried(seat, peers, {}, 14.9, is_mute=True)
+    assert is_to_be_buried(seat, peers, {}, 15.1, is_mute=True)
 
 
 def restorers(votes: Sequence[Seat], peers: Sequence[str], *heard: str, members: Sequence[str] = PEERS) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import struct
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from skyward_etcd.active import Tls, connect
 from skyward_etcd.errors import Unavailable
 from skyward_etcd.wire import messages as pb
 from skyward_etcd.wire import methods
+from skyward_etcd.wire.address import Address
 from skyward_etcd.wire.client import Wire
 
 
@@ -120,3 +123,18 @@ def test_who_hangs_up_in_the_handshake_may_speak_no_tls(deaf: str) -> None:
             wire.call(methods.RANGE, read, timeout_s=5.0)
         with pytest.raises(Unavailable, match="there is no TLS at this address"):
             asyncio.run(wire.call_async(methods.RANGE, read, timeout_s=5.0))
+
+
+def test_a_connection_that_is_reset_before_the_handshake_leaves_no_socket_behind() -> None:
+    authority = trustme.CA()
+    address = Address.parse("https://localhost:1")
+    with socket.create_server(("127.0.0.1", 0)) as server, warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always", ResourceWarning)
+        with socket.create_connection(server.getsockname()) as plain:
+            caller, _ = server.accept()
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            caller.close()
+            with pytest.raises(OSError, match="not connected"):
+                address.secured(plain, Tls(authority.cert_pem.bytes()))
+        gc.collect()
+    assert left == []
