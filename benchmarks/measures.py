@@ -241,12 +241,17 @@ def write_to_members(bench: Bench, members: int) -> Contest:
 
 def read_of_bytes(bench: Bench, size: int) -> Contest:
     """Strong reads of a value of so many bytes, with three members."""
-    return _read_beside(bench, 3, "x" * size)
+    return _read_beside(bench, 3, _of(size))
 
 
 def write_of_bytes(bench: Bench, size: int) -> Contest:
     """Writes of a value of so many bytes, with three members."""
-    return _write_beside(bench, 3, "x" * size)
+    return _write_beside(bench, 3, _of(size))
+
+
+def _of(size: int) -> str:
+    """Return a text that takes so many bytes in etcd, with its quotes."""
+    return "x" * (size - 2)
 
 
 def set_add(bench: Bench) -> Contest:

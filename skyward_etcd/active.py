@@ -111,7 +111,7 @@ class Connection(Shared):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """``host:port`` of the cluster's members, as they were given to `connect`."""
+        """The endpoints of the cluster's members, as they were given to `connect`."""
         return self._own.endpoints
 
     def close(self) -> None:
@@ -157,7 +157,8 @@ def connect(
     (1, 1)
 
     Args:
-        endpoints: ``host:port`` of the members, or ``http://host:port``; by default from ``SKYWARD_ETCD_ENDPOINTS``.
+        endpoints: ``host:port``, ``https://host:port`` or ``unix:///path`` of the members; by default from
+            ``SKYWARD_ETCD_ENDPOINTS``.
         namespace: keeps programs apart; by default from ``SKYWARD_ETCD_NAMESPACE``, else ``default``.
         secret: signs and checks pickled values; by default from ``SKYWARD_ETCD_SECRET``; without it they are refused.
         user: of etcd's own authentication; by default from ``SKYWARD_ETCD_USER``.
@@ -170,7 +171,7 @@ def connect(
         NotConnected: there are no endpoints.
         OSError: a file with a certificate cannot be read.
         PermissionDenied: the cluster does not know the user (on entering the block).
-        TypeError, ValueError: what was given is not ``host:port``, no secret, or no certificate with its key.
+        TypeError, ValueError: what was given is no endpoint, no secret, or no certificate with its key.
         Unavailable: no endpoint answers (on entering the block).
     """
     given = endpoints.split(",") if isinstance(endpoints, str) else endpoints
@@ -285,7 +286,10 @@ def _as_name(handle: Collection) -> tuple[Callable[..., Collection], tuple[str, 
         case Lock():
             return _named, (handle.kind, handle.name, {"timeout": handle.timeout})
         case Queue():
-            return _named, (handle.kind, handle.name, {})
+            return _named, (handle.kind, handle.name, {"max_deliveries": handle.max_deliveries})
+        case Dict() | Set():
+            options = {"consistency": handle.consistency, "near_cache": handle.near_cache}
+            return _named, (handle.kind, handle.name, options)
         case _:
             return _named, (handle.kind, handle.name, {"consistency": handle.consistency})
 

@@ -63,7 +63,7 @@ class TlsFiles:
 
 
 def endpoints() -> tuple[str, ...]:
-    """``SKYWARD_ETCD_ENDPOINTS``: ``host:port`` of the members, separated by commas."""
+    """``SKYWARD_ETCD_ENDPOINTS``: the members, separated by commas."""
     return tuple(part.strip() for part in os.environ.get("SKYWARD_ETCD_ENDPOINTS", "").split(",") if part.strip())
 
 

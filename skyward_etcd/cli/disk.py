@@ -43,7 +43,7 @@ def snapshot(target: Target, file: Path) -> None:
 def restore(file: Path, directory: Path, members: int) -> None:
     """Make a durable cluster in DIRECTORY with the data of a snapshot: for `skyward-etcd up` or `Compute(durable=)`.
 
-    It is another cluster. All locks and claims are free; fencing tokens and revisions go on beyond all that were given.
+    It is another cluster. All locks and claims are free; fencing tokens go on beyond all that were given.
     """
     etcd = binary.find(durable=True, members=members)
     made = recovery.restore_directory(directory, file, etcd, members=members, make_fit=recovered.make_fit)

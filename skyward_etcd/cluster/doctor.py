@@ -229,7 +229,7 @@ def _versions(survey: Survey) -> Iterator[Finding]:
             Severity.WARNING if refused else Severity.NOTE,
             f"etcd {spell(version)}: {verdict.reason}",
             "good for pools, whose members never restart from their disks; for all else " * refused
-            + "`skyward-etcd fetch` brings a sound release",
+            + f"`skyward-etcd fetch{'' if refused else ' --version … --sha256 …'}` brings another release",
         )
 
 

@@ -75,7 +75,7 @@ class Membership:
 
     @property
     def living(self) -> Mapping[str, str]:
-        """``host:port`` of the members that have a vote and are not lost, by name."""
+        """The endpoints of the members that have a vote and are not lost, by name."""
         with self._guard:
             return dict(self._living)
 

@@ -193,7 +193,7 @@ class Compute(Shared):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """``host:port`` of the members of the pool's cluster: for `connect` in another process, and for etcdctl.
+        """``unix:///path`` of the members of the pool's cluster: for `connect` in another process, and for etcdctl.
 
         Others while the pool lives, when one was lost. Empty without a cluster, and when the pool is not open.
         """

@@ -88,7 +88,7 @@ class Fleet:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """``host:port`` of the members; none without a cluster."""
+        """Where the members are; none without a cluster."""
         return self._members.endpoints() if self._members else ()
 
     def start(self) -> None:

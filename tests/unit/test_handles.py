@@ -34,6 +34,8 @@ MAKERS: list[Callable[[], Collection]] = [
     lambda: sky.set("x"),
     lambda: sky.counter("x", consistency="strong"),
     lambda: sky.queue("x"),
+    lambda: sky.queue("x", max_deliveries=3),
+    lambda: sky.dict("x", near_cache=True),
     lambda: sky.barrier("x", n=3),
     lambda: sky.lock("x", timeout=2),
 ]
@@ -58,7 +60,7 @@ def test_a_handle_is_sent_as_its_name_and_means_what_is_active_there(
         revived = pickle.loads(sent)
         assert (type(revived), repr(revived)) == (type(make()), repr(make()))
         assert vars(revived)["_session"] is there
-        for option in ("consistency", "n", "timeout"):
+        for option in ("consistency", "n", "timeout", "max_deliveries", "near_cache"):
             assert getattr(revived, option, None) == getattr(make(), option, None)
     with pytest.raises(NotConnected):
         pickle.loads(sent)
