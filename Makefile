@@ -131,8 +131,8 @@ test-nightly: $(INSTALLED) ## 10,000 simulated histories for each collection, an
 bench: $(BENCH) ## every target of speed beside its figure, on a quiet machine: BENCH_ARGS="--only queue" for some
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-# Skyward's two releases have environments of their own: they need Python 3.12, and do not go together. Redis and ZooKeeper are
-# the system's: apt-get install redis-server zookeeper default-jre-headless.
+# Skyward's two releases have environments of their own: they need Python 3.12, and do not go together. Redis and
+# ZooKeeper are the system's: apt-get install redis-server zookeeper default-jre-headless.
 bench-peers: $(BENCH) ## what the peers in the benchmarks need, as far as it is to be had
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet 'dask[distributed]' kazoo 'ray[default]' redis

@@ -27,10 +27,8 @@ def is_inside() -> bool:
 
 
 @contextmanager
-def pool_of(
-    nodes: Any, *, executor: str = "thread", concurrency: int = 1, ours: bool = True, **more: Any
-) -> Generator[Any]:
-    """Open a pool with our plugin, or without it, on a daemon of its own in this process."""
+def pool_of(nodes: Any, *, executor: str = "thread", concurrency: int = 1, **more: Any) -> Generator[Any]:
+    """Open a pool with our plugin, on a daemon of its own in this process."""
     import skyward as sky
 
     from skyward_etcd.plugin import Etcd
@@ -45,7 +43,7 @@ def pool_of(
             image=sky.Image(python="3.12"),
             database=database,
             console=False,
-            plugins=[Etcd()] if ours else [],
+            plugins=[Etcd()],
             executor=sky.Executor(executor, concurrency=concurrency),
             **more,
         ) as pool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
@@ -126,56 +124,3 @@ def begin_writing(name: str, seconds: float) -> str:
 
     threading.Thread(target=write, daemon=True).start()
     return str(info.node)
-
-
-@sky.function
-def rates(name: str, seconds: float) -> dict[str, float]:
-    """Do each operation over and over for a while, and return how often a second."""
-    node = sky.instance_info().node
-    numbers = itertools.count()
-    entries, members, tally = sky.dict(f"{name}-dict"), sky.set(f"{name}-set"), sky.counter(f"{name}-counter")
-    work, lock = sky.queue(f"{name}-queue-{node}"), sky.lock(f"{name}-lock-{node}")
-
-    def locked() -> None:
-        with lock:
-            pass
-
-    operations: dict[str, Callable[[], object]] = {
-        "dict put": lambda: entries.__setitem__(f"{node} {next(numbers) % 100}", "x" * 100),
-        "dict get": lambda: entries.get(f"{node} 1"),
-        "set add": lambda: members.add((node, next(numbers))),
-        "counter add": tally.add,
-        "queue offer": lambda: work.offer("x" * 100),
-        "queue poll": work.poll,
-        "lock and release": locked,
-    }
-    found: dict[str, float] = {}
-    for operation, do in operations.items():
-        do()
-        times, began = 0, time.monotonic()
-        while time.monotonic() < began + seconds:
-            do()
-            times += 1
-        found[operation] = times / (time.monotonic() - began)
-    return found
-
-
-@sky.function
-def fill(name: str, entries: int) -> int:
-    """Write entries, each acknowledged, and count them; return how many."""
-    for number in range(entries):
-        sky.dict(name)[number] = number
-        sky.counter(f"{name}-count").add()
-    return entries
-
-
-@sky.function
-def left(name: str) -> tuple[int, int]:
-    """Return how many entries there are, and what the counter says."""
-    return len(sky.dict(name)), sky.counter(f"{name}-count").get()
-
-
-@sky.function
-def node() -> str:
-    """Return the node's id."""
-    return str(sky.instance_info().node)
